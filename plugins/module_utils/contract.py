@@ -1,0 +1,647 @@
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The contract: what a cluster's inventory and its plainkube_* variables must look like, and what follows from them.
+
+Everything here takes plain data and returns all faults it can find, so that a person mends an inventory once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
+
+PREFIX = "plainkube_"
+INVENTORY = "inventory"
+
+# What may differ from host to host; everything else describes the cluster as a whole.
+HOST_VARIABLES = frozenset(
+    {
+        "plainkube_address",
+        "plainkube_artifact_source",
+        "plainkube_image_source",
+        "plainkube_node_labels",
+        "plainkube_node_taints",
+        "plainkube_zone",
+    }
+)
+GROUP_VARIABLES = {
+    "etcd": "plainkube_etcd_group",
+    "control_plane": "plainkube_control_plane_group",
+    "workers": "plainkube_workers_group",
+}
+
+DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# Names and values of labels in the Kubernetes API.
+LABEL_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+LABEL_KEY_WANTED = "a key like example.org/name: a DNS name and / if wanted, then at most 63 letters, digits, -, _ or ."
+LABEL_VALUE_WANTED = "at most 63 letters, digits, -, _ or ., beginning and ending with a letter or digit"
+
+NOT_FOR_CLUSTERS = tuple(
+    ipaddress.IPv4Network(cidr) for cidr in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
+)
+SMALLEST_NODE_NETWORK = 28
+SMALLEST_SERVICE_NETWORK = 24
+LARGEST_SERVICE_NETWORK = 12
+# kube-controller-manager refuses to cut a pod network into more than 2^16 parts.
+MOST_NODE_NETWORK_BITS = 16
+ETCD_SIZES = (1, 3, 5, 7)
+NODE_PORTS = range(30000, 32768)
+TAKEN_PORTS = {
+    2379: "etcd",
+    2380: "etcd",
+    2381: "etcd",
+    10248: "kubelet",
+    10249: "kube-proxy",
+    10250: "kubelet",
+    10256: "kube-proxy",
+    10257: "kube-controller-manager",
+    10259: "kube-scheduler",
+}
+LONGEST_CERTIFICATE_DAYS = 365
+# The CSR API signs nothing shorter; 90 days is the collection's own limit.
+KUBELET_CERTIFICATE_MINUTES = (10, 90 * 24 * 60)
+
+TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str, int), "text"),
+    "path": ((str,), "a path"),
+    "int": ((int,), "a whole number"),
+    "bool": ((bool,), "true or false, without quotes"),
+    "list": ((list, tuple), "a list"),
+    "dict": ((dict,), "a mapping of names to values"),
+}
+
+Variables = Mapping[str, Any]
+VersionFaults = Callable[[str, Mapping[str, str]], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong, in words for the person who mends it."""
+
+    host: str
+    variable: str
+    found: str
+    wanted: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.variable}: found {self.found}; wanted {self.wanted}. {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """An inventory as plain data.
+
+    groups: the names of each group's hosts. hosts: the effective plainkube_* values, defaults included, of each host of
+    the cluster. set_names: the plainkube_* names that each host of the inventory sets. playing: the hosts of the play,
+    if every etcd and control-plane host must be among them.
+    """
+
+    groups: Mapping[str, Sequence[str]]
+    hosts: Mapping[str, Variables]
+    set_names: Mapping[str, Iterable[str]]
+    playing: frozenset[str] | None = None
+
+
+def topology(
+    hostvars: Mapping[str, Variables],
+    groups: Mapping[str, Sequence[str]],
+    etcd_group: str,
+    control_plane_group: str,
+    workers_group: str,
+) -> dict[str, list[dict[str, str]]]:
+    """Return the cluster's hosts by what they are for: lists of name, address and zone, sorted by name.
+
+    nodes are all hosts with a kubelet. An address is plainkube_address, else ansible_host, else the name: hostvars has
+    what the inventory sets and not the role's defaults, so the rule of the default is repeated here.
+    """
+
+    def described(names: Iterable[str]) -> list[dict[str, str]]:
+        described_hosts = []
+        for name in sorted(set(names)):
+            variables = hostvars[name]
+            address = variables.get("plainkube_address") or variables.get("ansible_host") or name
+            described_hosts.append(
+                {"name": name, "address": str(address), "zone": str(variables.get("plainkube_zone") or "")}
+            )
+        return described_hosts
+
+    etcd = list(groups.get(etcd_group, ()))
+    control_plane = list(groups.get(control_plane_group, ()))
+    workers = list(groups.get(workers_group, ()))
+    every = {host["name"]: host for host in described(etcd + control_plane + workers)}
+
+    def chosen(names: Iterable[str]) -> list[dict[str, str]]:
+        return [every[name] for name in sorted(set(names))]
+
+    return {
+        "etcd": chosen(etcd),
+        "control_plane": chosen(control_plane),
+        "workers": chosen(workers),
+        "nodes": chosen(control_plane + workers),
+        "all": chosen(every),
+    }
+
+
+def address_in(cidr: str, number: int) -> str:
+    """Return the address with this number in the network; number 0 is the network's own. Raises PlainkubeError."""
+    try:
+        return str(ipaddress.ip_network(cidr)[number])
+    except (ValueError, IndexError) as error:
+        raise PlainkubeError(
+            f"Network {cidr!r} has no address number {number}: {error}. Give a network such as 10.96.0.0/16."
+        ) from error
+
+
+def contract_faults(
+    specification: Mapping[str, Any], inventory: Inventory, version_faults: VersionFaults
+) -> list[Fault]:
+    """Return everything that is wrong with an inventory.
+
+    specification is the options part of an argument specification; version_faults says in words what is wrong with a
+    version and its overrides.
+    """
+    faults = list(_spelling_faults(specification, inventory.set_names))
+    hosts, type_faults = _checked_by_type(specification, inventory.hosts)
+    faults += type_faults
+    faults += _agreement_faults(hosts)
+    shared = {variable: value for variables in reversed(list(hosts.values())) for variable, value in variables.items()}
+    faults += _group_faults(inventory, shared)
+    faults += _name_faults(hosts)
+    faults += _address_faults(hosts)
+    faults += _network_faults(hosts, shared, _members(inventory, shared, "control_plane", "workers"))
+    for variable, check in VALUE_CHECKS.items():
+        for host, value in _each(hosts, variable):
+            faults += [Fault(host, variable, *words) for words in check(value)]
+    if "plainkube_kubernetes_version" in shared:
+        version, overrides = str(shared["plainkube_kubernetes_version"]), shared.get("plainkube_versions", {})
+        for words in version_faults(version, overrides):
+            faults.append(
+                Fault(
+                    INVENTORY,
+                    "plainkube_kubernetes_version, plainkube_versions",
+                    _shown(version),
+                    "a tested set",
+                    words,
+                )
+            )
+    return faults
+
+
+def zone_warnings(hosts: Mapping[str, Variables], etcd_members: Sequence[str]) -> list[str]:
+    """Return what a cluster with zones would lose with one of them, though an inventory may want it so."""
+    zones = {name: str(variables.get("plainkube_zone") or "") for name, variables in hosts.items()}
+    warnings = []
+    without = sorted(name for name, zone in zones.items() if not zone)
+    if without and len(without) < len(zones):
+        warnings.append(
+            f"plainkube_zone is set on some hosts but not on {', '.join(without)}: "
+            "pods are spread over zones only if all hosts have one."
+        )
+    of_members = [zones[name] for name in etcd_members if zones.get(name)]
+    needed = len(etcd_members) // 2 + 1
+    for zone in sorted(set(of_members)):
+        if len(etcd_members) >= 3 and of_members.count(zone) >= needed and len(set(zones.values())) > 1:
+            warnings.append(
+                f"{of_members.count(zone)} of {len(etcd_members)} etcd members are in zone {zone}: "
+                f"without that zone the cluster has no quorum of {needed}. Spread the members over three zones."
+            )
+    return warnings
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a person wrote it, in one line of bearable length."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _each(hosts: Mapping[str, Variables], variable: str) -> Iterator[tuple[str, Any]]:
+    """Yield each value of a variable once, with the hosts that have it; what all hosts have is the inventory's."""
+    values: dict[str, tuple[list[str], Any]] = {}
+    for host, variables in hosts.items():
+        if variable in variables:
+            value = variables[variable]
+            values.setdefault(json.dumps(value, sort_keys=True, default=str), ([], value))[0].append(host)
+    for names, value in values.values():
+        yield _together(names, hosts), value
+
+
+def _together(names: Sequence[str], every: Iterable[str]) -> str:
+    return INVENTORY if len(names) > 1 and set(names) == set(every) else ", ".join(sorted(names))
+
+
+def _members(inventory: Inventory, shared: Variables, *roles: str) -> list[str]:
+    names = {name for role in roles for name in inventory.groups.get(str(shared.get(GROUP_VARIABLES[role])), ())}
+    return sorted(names)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return near[0] if near else ""
+
+
+# Names
+
+
+def _spelling_faults(specification: Mapping[str, Any], set_names: Mapping[str, Iterable[str]]) -> Iterator[Fault]:
+    unknown: dict[str, list[str]] = {}
+    for host, names in set_names.items():
+        for name in names:
+            if name.startswith(PREFIX) and name not in specification:
+                unknown.setdefault(name, []).append(host)
+    for name, hosts in sorted(unknown.items()):
+        near = _nearest(name[len(PREFIX) :], [known[len(PREFIX) :] for known in specification])
+        near = PREFIX + near if near else ""
+        wanted = near or "a variable of the contract"
+        remedy = f"Rename it to {near}." if near else "Remove it, or take a name from the README of the role cluster."
+        yield Fault(_together(hosts, set_names), name, "a name that nothing reads", wanted, remedy)
+
+
+def _name_faults(hosts: Iterable[str]) -> Iterator[Fault]:
+    for name in hosts:
+        if len(name) > 63 or not _is_dns_name(name):
+            yield Fault(
+                name,
+                "inventory_hostname",
+                _shown(name),
+                "a DNS name in lower case of at most 63 characters, since the node is called so",
+                "Rename the host in the inventory and keep its address in ansible_host.",
+            )
+
+
+def _is_dns_name(name: str) -> bool:
+    return len(name) <= 253 and all(DNS_LABEL.fullmatch(label) for label in name.split("."))
+
+
+# Types
+
+
+def _checked_by_type(
+    specification: Mapping[str, Any], hosts: Mapping[str, Variables]
+) -> tuple[dict[str, dict[str, Any]], list[Fault]]:
+    """Return the hosts with those values that have the specified type and choice, and faults for the others."""
+    faults = []
+    good: dict[str, dict[str, Any]] = {host: {} for host in hosts}
+    for variable, option in specification.items():
+        for names, value in _each(hosts, variable):
+            faults += [Fault(names, *words) for words in _type_faults(variable, value, option)]
+        for host, variables in hosts.items():
+            if variable in variables and not list(_type_faults(variable, variables[variable], option)):
+                good[host][variable] = _converted(variables[variable], option)
+    return good, faults
+
+
+def _converted(value: Any, option: Mapping[str, Any]) -> Any:
+    """Return a number that came as text (-e name=1) as the number, and text that YAML took for a number as text."""
+    return {"int": int, "str": str}.get(option.get("type", "str"), lambda same: same)(value)
+
+
+def _type_faults(path: str, value: Any, option: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    wanted_type = option.get("type", "str")
+    classes, words = TYPES[wanted_type]
+    if wanted_type == "int" and isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value):
+        value = int(value)
+    fits = isinstance(value, classes) and (wanted_type == "bool" or not isinstance(value, bool))
+    if not fits:
+        yield path, _shown(value), words, "Write it so; text that YAML takes for something else needs quotes."
+        return
+    if "choices" in option and wanted_type != "list" and value not in option["choices"]:
+        near = _nearest(str(value), option["choices"])
+        remedy = f"Did you mean {near}?" if near else "Choose one of them."
+        yield path, _shown(value), "one of " + ", ".join(option["choices"]), remedy
+    if wanted_type == "list" and "elements" in option:
+        element: dict[str, Any] = {
+            "type": option["elements"],
+            **{key: option[key] for key in ("options", "choices") if key in option},
+        }
+        for number, item in enumerate(value):
+            yield from _type_faults(f"{path}[{number}]", item, element)
+    if wanted_type == "dict" and "options" in option:
+        for key, inner in option["options"].items():
+            if key in value:
+                yield from _type_faults(f"{path}.{key}", value[key], inner)
+            elif inner.get("required"):
+                yield f"{path}.{key}", "nothing", inner["description"][0].rstrip("."), "Add it."
+        for key in value:
+            if key not in option["options"]:
+                near = _nearest(str(key), option["options"])
+                remedy = f"Rename it to {near}." if near else "Remove it."
+                yield f"{path}.{key}", "a name that nothing reads", "one of " + ", ".join(option["options"]), remedy
+
+
+# The cluster as a whole
+
+
+def _agreement_faults(hosts: Mapping[str, Variables]) -> Iterator[Fault]:
+    for variable in dict.fromkeys(
+        name for variables in hosts.values() for name in variables if name not in HOST_VARIABLES
+    ):
+        values = list(_each(hosts, variable))
+        if len(values) > 1:
+            found = ", ".join(f"{_shown(value)} on {names}" for names, value in values)
+            yield Fault(
+                INVENTORY,
+                variable,
+                found,
+                "one value for the whole cluster",
+                "Set it in group_vars/all.yml and nowhere else.",
+            )
+
+
+def _group_faults(inventory: Inventory, shared: Variables) -> Iterator[Fault]:
+    for role, variable in GROUP_VARIABLES.items():
+        if variable not in shared:
+            continue
+        group = shared[variable]
+        members = inventory.groups.get(group)
+        if members is None:
+            near = _nearest(group, [name for name in inventory.groups if name not in ("all", "ungrouped")])
+            hint = (
+                f"Rename group {near} to {group}, or set {variable} to {near}."
+                if near
+                else "Add it, or set the variable to the group's name."
+            )
+            yield Fault(
+                INVENTORY, variable, f"no group {_shown(group)}", f"a group with the cluster's {role} hosts", hint
+            )
+        elif not members and role == "workers":
+            remedy = "Put control-plane hosts into it too if they shall run workloads."
+            yield Fault(INVENTORY, variable, f"an empty group {_shown(group)}", "a host that takes workloads", remedy)
+        elif not members:
+            yield Fault(
+                INVENTORY, variable, f"an empty group {_shown(group)}", "at least one host", "Add hosts to the group."
+            )
+    etcd = _members(inventory, shared, "etcd")
+    if etcd and len(etcd) not in ETCD_SIZES:
+        found = f"{len(etcd)} etcd members ({', '.join(etcd)})"
+        remedy = "Add a host to the group or take one out: an even member adds no safety, only a vote to wait for."
+        if len(etcd) > ETCD_SIZES[-1]:
+            remedy = "Take hosts out of the group: each member more makes every write slower."
+        yield Fault(INVENTORY, "plainkube_etcd_group", found, "1, 3, 5 or 7", remedy)
+    workers = _members(inventory, shared, "workers")
+    kept_free = [
+        name for name in workers if _keeps_pods_away(inventory.hosts.get(name, {}).get("plainkube_node_taints"))
+    ]
+    if workers and kept_free == workers:
+        remedy = "Leave one worker without such a taint: cluster DNS must run somewhere."
+        yield Fault(
+            ", ".join(workers),
+            "plainkube_node_taints",
+            "taints that keep pods off every worker",
+            "a host that takes workloads",
+            remedy,
+        )
+    if inventory.playing is not None:
+        missing = [
+            name for name in _members(inventory, shared, "etcd", "control_plane") if name not in inventory.playing
+        ]
+        if missing:
+            remedy = "Run without --limit, or name these hosts in it too."
+            yield Fault(
+                INVENTORY, "--limit", f"a run without {', '.join(missing)}", "every etcd and control-plane host", remedy
+            )
+
+
+def _keeps_pods_away(taints: Any) -> bool:
+    items = taints if isinstance(taints, (list, tuple)) else []
+    return any(isinstance(taint, dict) and taint.get("effect") in ("NoSchedule", "NoExecute") for taint in items)
+
+
+# Addresses and networks
+
+
+def _address_of(value: Any) -> ipaddress.IPv4Address | None:
+    try:
+        return ipaddress.IPv4Address(str(value))
+    except ValueError:
+        return None
+
+
+def _network_of(text: str, strict: bool) -> ipaddress.IPv4Network | None:
+    try:
+        return ipaddress.IPv4Network(text, strict=strict)
+    except ValueError:
+        return None
+
+
+def _address_faults(hosts: Mapping[str, Variables]) -> Iterator[Fault]:
+    variable = "plainkube_address"
+    used: dict[ipaddress.IPv4Address, list[str]] = {}
+    for host, variables in hosts.items():
+        if variable not in variables:
+            continue
+        address = _address_of(variables[variable])
+        if address is None:
+            remedy = "Set plainkube_address to the address by which the cluster's other hosts reach this one."
+            yield Fault(host, variable, _shown(variables[variable]), "an IPv4 address", remedy)
+        elif any(address in network for network in NOT_FOR_CLUSTERS):
+            remedy = "Set plainkube_address to the address by which the cluster's other hosts reach this one."
+            yield Fault(host, variable, str(address), "an address that other hosts can reach", remedy)
+        else:
+            used.setdefault(address, []).append(host)
+    for address, names in used.items():
+        if len(names) > 1:
+            yield Fault(
+                ", ".join(sorted(names)),
+                variable,
+                f"{address} on {len(names)} hosts",
+                "an address of its own for each host",
+                "Correct all but one.",
+            )
+
+
+def _network_faults(hosts: Mapping[str, Variables], shared: Variables, nodes: Sequence[str]) -> Iterator[Fault]:
+    networks: dict[str, ipaddress.IPv4Network] = {}
+    for variable in ("plainkube_pod_cidr", "plainkube_service_cidr"):
+        if variable not in shared:
+            continue
+        text = str(shared[variable])
+        network = _network_of(text, strict=False)
+        if network is None:
+            remedy = "Write an IPv4 network address, a slash and its length."
+            yield Fault(INVENTORY, variable, _shown(text), "a network such as 10.244.0.0/16", remedy)
+            continue
+        if _network_of(text, strict=True) is None:
+            remedy = f"Write {network} if that is meant."
+            yield Fault(
+                INVENTORY, variable, f"{text}, an address inside a network", "the network's own address", remedy
+            )
+        networks[variable] = network
+        reserved = [str(other) for other in NOT_FOR_CLUSTERS if network.overlaps(other)]
+        if reserved:
+            wanted = f"a network apart from {', '.join(reserved)}, which has a meaning of its own"
+            yield Fault(INVENTORY, variable, str(network), wanted, "Choose a private network that nothing else uses.")
+        for host, variables in hosts.items():
+            address = _address_of(variables.get("plainkube_address"))
+            if address is not None and address in network:
+                wanted = f"a network without the hosts' own addresses (plainkube_address {address})"
+                yield Fault(host, variable, str(network), wanted, "Choose a network that no host has an address in.")
+    pods, services = networks.get("plainkube_pod_cidr"), networks.get("plainkube_service_cidr")
+    if pods is not None and services is not None and pods.overlaps(services):
+        found = f"{services}, which overlaps plainkube_pod_cidr {pods}"
+        yield Fault(
+            INVENTORY, "plainkube_service_cidr", found, "networks apart from each other", "Change one of the two."
+        )
+    if services is not None and not LARGEST_SERVICE_NETWORK <= services.prefixlen <= SMALLEST_SERVICE_NETWORK:
+        wanted = f"a network from /{LARGEST_SERVICE_NETWORK} to /{SMALLEST_SERVICE_NETWORK}"
+        yield Fault(
+            INVENTORY,
+            "plainkube_service_cidr",
+            str(services),
+            wanted,
+            "Every Service takes an address out of it, for good: choose generously.",
+        )
+    if pods is not None and "plainkube_node_cidr_size" in shared:
+        yield from _node_network_faults(pods, shared["plainkube_node_cidr_size"], len(nodes))
+
+
+def _node_network_faults(pods: ipaddress.IPv4Network, size: int, nodes: int) -> Iterator[Fault]:
+    variable = "plainkube_node_cidr_size"
+    largest = min(pods.prefixlen + MOST_NODE_NETWORK_BITS, SMALLEST_NODE_NETWORK)
+    if size > largest >= pods.prefixlen:
+        wanted = f"at most {largest} with plainkube_pod_cidr {pods}"
+        yield Fault(
+            INVENTORY, variable, str(size), wanted, "24 gives each node 254 addresses, which is what its 110 pods need."
+        )
+        return
+    parts = 2 ** (size - pods.prefixlen) if size >= pods.prefixlen else 0
+    if parts <= nodes:
+        found = f"{pods}, in which /{size} fits {parts} times"
+        wanted = f"room for {nodes} nodes and one more, so that a node can be added or replaced"
+        yield Fault(INVENTORY, "plainkube_pod_cidr", found, wanted, f"Widen it, or raise {variable}.")
+
+
+# Single values: each function yields what was found, what was wanted, what to do
+
+Words = tuple[str, str, str]
+
+
+def _cluster_name(value: str) -> Iterator[Words]:
+    if not DNS_LABEL.fullmatch(value):
+        wanted = "at most 63 letters a-z, digits and -, beginning and ending with a letter or digit"
+        yield _shown(value), wanted, "It names files, certificates and the kubectl context: choose a short one."
+
+
+def _cluster_domain(value: str) -> Iterator[Words]:
+    if not _is_dns_name(value):
+        yield _shown(value), "a DNS name in lower case such as cluster.local", "Write it without a dot at either end."
+
+
+def _api_port(value: int) -> Iterator[Words]:
+    if not 1024 <= value <= 65535:
+        yield (
+            str(value),
+            "a port from 1024 to 65535",
+            "The API server runs as its own user and may not open lower ones; 6443 is usual.",
+        )
+    elif value in NODE_PORTS:
+        yield str(value), "a port outside the node ports 30000 to 32767", "Choose another; 6443 is usual."
+    elif value in TAKEN_PORTS:
+        yield str(value), f"a port apart from that of {TAKEN_PORTS[value]}", "Choose another; 6443 is usual."
+
+
+def _api_names(values: Sequence[str]) -> Iterator[Words]:
+    for value in values:
+        if _address_of(value) is None and not _is_dns_name(value.lower()):
+            yield (
+                _shown(value),
+                "a DNS name or an IPv4 address",
+                "List names and addresses alone, without https:// and port.",
+            )
+
+
+def _artifact_source(value: str) -> Iterator[Words]:
+    if value not in ("upstream", "push") and not re.fullmatch(r"https?://[^/\s]+(/\S*)?|file:///\S*", value):
+        yield _shown(value), "upstream, push, http(s)://host/folder or file:///folder", "Name one of them."
+
+
+def _absolute_folder(value: str) -> Iterator[Words]:
+    if not value.startswith("/") or value == "/":
+        yield (
+            _shown(value),
+            "the absolute path of a folder on the controller",
+            "Begin it with / or with {{ lookup('env', 'HOME') }}/.",
+        )
+
+
+def _certificate_days(value: int) -> Iterator[Words]:
+    if not 1 <= value <= LONGEST_CERTIFICATE_DAYS:
+        yield (
+            str(value),
+            f"from 1 to {LONGEST_CERTIFICATE_DAYS} days",
+            "Certificates are renewed by running site.yml, so a short life costs little.",
+        )
+
+
+def _kubelet_certificate_minutes(value: int) -> Iterator[Words]:
+    shortest, longest = KUBELET_CERTIFICATE_MINUTES
+    if not shortest <= value <= longest:
+        yield (
+            str(value),
+            f"from {shortest} to {longest} minutes (90 days)",
+            "Kubelets renew their certificate by themselves in time.",
+        )
+
+
+def _is_label_key(key: Any) -> bool:
+    prefix, slash, name = str(key).rpartition("/")
+    return bool(LABEL_PART.fullmatch(name)) and (_is_dns_name(prefix) if slash else True)
+
+
+def _is_label_value(value: Any) -> bool:
+    return isinstance(value, str) and (value == "" or bool(LABEL_PART.fullmatch(value)))
+
+
+def _zone(value: str) -> Iterator[Words]:
+    if not _is_label_value(value):
+        yield _shown(value), LABEL_VALUE_WANTED, "It becomes the label topology.kubernetes.io/zone of the node."
+
+
+def _node_labels(labels: Mapping[str, Any]) -> Iterator[Words]:
+    for key, value in labels.items():
+        if not _is_label_key(key):
+            yield f"key {_shown(key)}", LABEL_KEY_WANTED, "Correct the key."
+        if not isinstance(value, str):
+            yield f"{key}: {_shown(value)}", "text", f"Put the value in quotes: {key}: {_shown(str(value).lower())}."
+        elif not _is_label_value(value):
+            yield (
+                f"{key}: {_shown(value)}",
+                LABEL_VALUE_WANTED,
+                "Correct the value; annotations can hold anything, labels cannot.",
+            )
+
+
+def _node_taints(taints: Sequence[Mapping[str, Any]]) -> Iterator[Words]:
+    seen = set()
+    for taint in taints:
+        key, value, effect = taint["key"], taint.get("value", ""), taint["effect"]
+        if not _is_label_key(key):
+            yield f"key {_shown(key)}", LABEL_KEY_WANTED, "Correct the key."
+        if not _is_label_value(str(value)):
+            yield f"value {_shown(value)}", LABEL_VALUE_WANTED, "Correct the value, or leave it out."
+        if (key, effect) in seen:
+            yield f"{key} with effect {effect} twice", "each key and effect once", "Remove one of them."
+        seen.add((key, effect))
+
+
+VALUE_CHECKS: dict[str, Callable[[Any], Iterator[Words]]] = {
+    "plainkube_cluster_name": _cluster_name,
+    "plainkube_cluster_domain": _cluster_domain,
+    "plainkube_zone": _zone,
+    "plainkube_node_labels": _node_labels,
+    "plainkube_node_taints": _node_taints,
+    "plainkube_api_port": _api_port,
+    "plainkube_api_names": _api_names,
+    "plainkube_artifact_source": _artifact_source,
+    "plainkube_artifact_folder": _absolute_folder,
+    "plainkube_state_dir": _absolute_folder,
+    "plainkube_certificate_days": _certificate_days,
+    "plainkube_kubelet_certificate_minutes": _kubelet_certificate_minutes,
+}

@@ -1,0 +1,289 @@
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""One wrong thing in an inventory gives one fault that names it; a sound inventory gives none."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.plainkube.cluster.plugins.module_utils import contract
+from ansible_collections.plainkube.cluster.plugins.module_utils.contract import Fault, Inventory
+from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
+
+SPECIFICATION = yaml.safe_load(
+    (Path(__file__).parents[4] / "roles" / "cluster" / "meta" / "argument_specs.yml").read_text(encoding="utf-8")
+)["argument_specs"]["main"]["options"]
+
+SOUND = {
+    **{name: option["default"] for name, option in SPECIFICATION.items()},
+    "plainkube_artifact_folder": "/home/admin/mirror",
+    "plainkube_state_dir": "/home/admin/state",
+}
+GROUPS = {"etcd": ["a", "b", "c"], "control_plane": ["a", "b", "c"], "workers": ["d", "e"], "all": list("abcde")}
+HOSTS = {name: {"plainkube_address": f"192.0.2.{number}"} for number, name in enumerate("abcde", start=11)}
+
+
+def version_words(version: str, overrides: Any) -> list[str]:
+    return [] if version == SOUND["plainkube_kubernetes_version"] and not overrides else ["Use another one."]
+
+
+def faults_of(
+    shared: dict[str, Any] | None = None,
+    hosts: dict[str, dict[str, Any]] | None = None,
+    groups: dict[str, list[str]] | None = None,
+    set_names: dict[str, list[str]] | None = None,
+    playing: str | None = None,
+) -> list[Fault]:
+    """Return the faults of the sound inventory with some things in it replaced."""
+    values = {name: {**SOUND, **(shared or {}), **own, **(hosts or {}).get(name, {})} for name, own in HOSTS.items()}
+    inventory = Inventory(
+        groups={**GROUPS, **(groups or {})},
+        hosts=values,
+        set_names=set_names or {},
+        playing=None if playing is None else frozenset(playing),
+    )
+    return contract.contract_faults(SPECIFICATION, inventory, version_words)
+
+
+def test_a_sound_inventory_has_no_fault() -> None:
+    assert faults_of(playing="abc") == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        # networks
+        ("plainkube_pod_cidr", "10.244.0.0", "fits 0 times"),
+        ("plainkube_pod_cidr", "10.244.0.0/33", "10.244.0.0/16"),
+        ("plainkube_pod_cidr", "fd00::/48", "IPv4"),
+        ("plainkube_pod_cidr", "10.244.1.0/16", "Write 10.244.0.0/16"),
+        ("plainkube_pod_cidr", "10.244.0.0/22", "/24 fits 4 times"),
+        ("plainkube_pod_cidr", "127.0.0.0/8", "127.0.0.0/8"),
+        ("plainkube_pod_cidr", "10.64.0.0/10", "overlaps plainkube_pod_cidr"),
+        ("plainkube_node_cidr_size", 29, "at most 28"),
+        ("plainkube_node_cidr_size", 15, "/15 fits 0 times"),
+        ("plainkube_service_cidr", "10.96.0.0/25", "/12 to /24"),
+        ("plainkube_service_cidr", "10.244.128.0/20", "overlaps plainkube_pod_cidr 10.244.0.0/16"),
+        # names
+        ("plainkube_cluster_name", "Prod_1", "a-z"),
+        ("plainkube_cluster_domain", "cluster.local.", "dot"),
+        ("plainkube_api_names", ["https://api.example.org"], "without https://"),
+        # numbers
+        ("plainkube_api_port", 443, "1024"),
+        ("plainkube_api_port", 31000, "node ports"),
+        ("plainkube_api_port", 2379, "etcd"),
+        ("plainkube_certificate_days", 366, "365"),
+        ("plainkube_kubelet_certificate_minutes", 5, "10"),
+        # places
+        ("plainkube_artifact_source", "ftp://mirror.example.org", "http(s)://"),
+        ("plainkube_artifact_source", "https://", "http(s)://"),
+        ("plainkube_artifact_source", "file://relative", "file:///"),
+        ("plainkube_artifact_folder", "mirror", "absolute"),
+        ("plainkube_state_dir", "~/state", "absolute"),
+        ("plainkube_state_dir", "/", "absolute"),
+        # versions
+        ("plainkube_kubernetes_version", "1.20.0", "Use another one."),
+        ("plainkube_versions", {"etcd": "2.3.8"}, "Use another one."),
+        # hosts
+        ("plainkube_zone", "room 1", "topology.kubernetes.io/zone"),
+        ("plainkube_node_labels", {"example.org/gpu": True}, 'example.org/gpu: "true"'),
+        ("plainkube_node_labels", {"a/b/c": "x"}, "a/b/c"),
+        ("plainkube_node_labels", {"room": "first floor"}, "at most 63"),
+        ("plainkube_node_taints", [{"key": "gpu"}], "plainkube_node_taints[0].effect"),
+        ("plainkube_node_taints", [{"key": "gpu", "effect": "NoSchedul"}], "Did you mean NoSchedule?"),
+        ("plainkube_node_taints", [{"key": "g p", "effect": "PreferNoSchedule"}], "g p"),
+        ("plainkube_node_taints", [{"key": "gpu", "effect": "PreferNoSchedule", "vaule": "x"}], "Rename it to value"),
+        ("plainkube_node_taints", ["gpu=yes:NoSchedule"], "a mapping"),
+        ("plainkube_node_taints", [{"key": "gpu", "effect": "PreferNoSchedule"}] * 2, "twice"),
+        # types and choices
+        ("plainkube_kubernetes_version", 1.37, "quotes"),
+        ("plainkube_api_port", "https", "a whole number"),
+        ("plainkube_api_port", True, "a whole number"),
+        ("plainkube_cluster_name", False, "quotes"),
+        ("plainkube_api_names", "api.example.org", "a list"),
+        ("plainkube_node_labels", ["a=b"], "a mapping"),
+        ("plainkube_image_source", "archives", "Did you mean archive?"),
+        ("plainkube_network", "weave", "bridge"),
+    ],
+)
+def test_one_wrong_value_gives_one_fault(variable: str, value: Any, words: str) -> None:
+    (fault,) = faults_of({variable: value})
+    assert fault.host == "inventory"
+    assert words in str(fault)
+    # Overlap and lack of room are faults of two variables; they name the other one in words.
+    assert variable in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("host", "own", "where", "words"),
+    [
+        ("b", {"plainkube_address": "192.0.2.11"}, "a, b", "192.0.2.11 on 2 hosts"),
+        ("b", {"plainkube_address": "node-b"}, "b", "an IPv4 address"),
+        ("b", {"plainkube_address": "127.0.0.1"}, "b", "reach"),
+        (
+            "b",
+            {"plainkube_address": "10.96.4.4"},
+            "b",
+            "without the hosts' own addresses (plainkube_address 10.96.4.4)",
+        ),
+        ("b", {"plainkube_zone": "a b"}, "b", "63"),
+        ("b", {"plainkube_pod_cidr": "10.20.0.0/16"}, "inventory", "one value for the whole cluster"),
+    ],
+)
+def test_a_fault_of_one_host_names_it(host: str, own: dict[str, Any], where: str, words: str) -> None:
+    (fault,) = faults_of(hosts={host: own})
+    assert (fault.host, fault.variable) == (where, next(iter(own))) or "10.96.4.4" in str(own)
+    assert words in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("groups", "variable", "words"),
+    [
+        ({"etcd": []}, "plainkube_etcd_group", "an empty group"),
+        ({"etcd": ["a", "b"]}, "plainkube_etcd_group", "2 etcd members (a, b)"),
+        ({"etcd": [f"e{number}" for number in range(9)]}, "plainkube_etcd_group", "slower"),
+        ({"control_plane": []}, "plainkube_control_plane_group", "an empty group"),
+        ({"workers": []}, "plainkube_workers_group", "a host that takes workloads"),
+    ],
+)
+def test_groups_have_members(groups: dict[str, list[str]], variable: str, words: str) -> None:
+    (fault,) = faults_of(groups=groups)
+    assert fault.variable == variable
+    assert words in str(fault)
+
+
+@pytest.mark.parametrize(("workers", "count"), [(["a"], 0), (["d"], 1)])
+def test_the_pod_network_has_room_for_one_node_more(workers: list[str], count: int) -> None:
+    faults = faults_of({"plainkube_pod_cidr": "10.244.0.0/22"}, groups={"workers": workers})
+    assert [fault.variable for fault in faults] == ["plainkube_pod_cidr"] * count
+
+
+def test_a_missing_group_is_likened_to_those_that_exist() -> None:
+    (fault,) = faults_of({"plainkube_workers_group": "worker"})
+    assert 'no group "worker"' in fault.found
+    assert "Rename group workers to worker, or set plainkube_workers_group to workers" in fault.remedy
+
+
+def test_taints_may_not_keep_pods_off_every_worker() -> None:
+    taint = {"plainkube_node_taints": [{"key": "gpu", "effect": "NoSchedule"}]}
+    assert faults_of(hosts={"d": taint}) == []
+    (fault,) = faults_of(hosts={"d": taint, "e": taint})
+    assert (fault.host, fault.variable) == ("d, e", "plainkube_node_taints")
+
+
+@pytest.mark.parametrize(
+    ("set_names", "where", "wanted"),
+    [
+        ({"a": ["plainkube_pod_cird"], "b": []}, "a", "plainkube_pod_cidr"),
+        ({"a": ["plainkube_pod_cird"], "b": ["plainkube_pod_cird"]}, "inventory", "plainkube_pod_cidr"),
+        ({"a": ["plainkube_x"], "b": ["ansible_host", "plainkube_zone"]}, "a", "a variable of the contract"),
+    ],
+)
+def test_a_misspelt_variable_is_likened_to_those_that_exist(
+    set_names: dict[str, list[str]], where: str, wanted: str
+) -> None:
+    (fault,) = faults_of(set_names=set_names)
+    assert (fault.host, fault.wanted) == (where, wanted)
+
+
+def test_a_name_that_no_node_can_have_is_a_fault() -> None:
+    inventory = Inventory(GROUPS, {"node_1": {}, "n" * 64: {}, "node-1.example.org": {}}, {})
+    faults = contract.contract_faults(SPECIFICATION, inventory, version_words)
+    assert [fault.host for fault in faults] == ["node_1", "n" * 64]
+
+
+def test_a_play_without_a_member_is_a_fault_where_all_must_be_there() -> None:
+    (fault,) = faults_of(playing="abd")
+    assert "a run without c" in str(fault)
+
+
+def test_all_faults_come_at_once() -> None:
+    faults = faults_of(
+        {"plainkube_service_cidr": "10.244.0.0/16", "plainkube_api_port": 80, "plainkube_kubernetes_version": "1.2.3"},
+        hosts={"b": {"plainkube_address": "192.0.2.11", "plainkube_zone": "-"}},
+        groups={"etcd": ["a", "b"]},
+        set_names={"a": ["plainkube_adress"]},
+    )
+    assert sorted(fault.variable for fault in faults) == [
+        "plainkube_address",
+        "plainkube_adress",
+        "plainkube_api_port",
+        "plainkube_etcd_group",
+        "plainkube_kubernetes_version, plainkube_versions",
+        "plainkube_service_cidr",
+        "plainkube_zone",
+    ]
+
+
+def test_numbers_given_as_text_count_as_numbers() -> None:
+    assert faults_of({"plainkube_api_port": "6443", "plainkube_node_cidr_size": "24"}) == []
+    (fault,) = faults_of({"plainkube_api_port": "80"})
+    assert fault.variable == "plainkube_api_port"
+
+
+def test_networks_overlap_exactly_when_they_share_an_address() -> None:
+    """Law: a fault about overlap is there if and only if one network holds the other's first address."""
+    chance = random.Random(3)
+
+    def network() -> ipaddress.IPv4Network:
+        length = chance.randint(12, 20)
+        number = int(ipaddress.IPv4Address("10.0.0.0")) + chance.getrandbits(16) * 256
+        return ipaddress.IPv4Network((number, length), strict=False)
+
+    seen = set()
+    for _ in range(300):
+        pods, services = network(), network()
+        share = pods.network_address in services or services.network_address in pods
+        faults = faults_of({"plainkube_pod_cidr": str(pods), "plainkube_service_cidr": str(services)})
+        assert any("overlaps" in fault.found for fault in faults) == share, (pods, services)
+        seen.add(share)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("zones", "words"),
+    [
+        ({}, []),
+        ({"a": "1", "b": "2", "c": "3", "d": "1", "e": "2"}, []),
+        ({"a": "1", "b": "2", "c": "3"}, ["not on d, e"]),
+        ({"a": "1", "b": "1", "c": "3", "d": "1", "e": "2"}, ["2 of 3 etcd members are in zone 1"]),
+        ({"a": "1", "b": "1", "c": "1", "d": "1", "e": "1"}, []),
+    ],
+)
+def test_zones_that_do_not_help_are_worth_a_warning(zones: dict[str, str], words: list[str]) -> None:
+    warnings = contract.zone_warnings(
+        {name: {"plainkube_zone": zones.get(name, "")} for name in "abcde"}, GROUPS["etcd"]
+    )
+    assert len(warnings) == len(words)
+    assert all(word in warning for word, warning in zip(words, warnings))
+
+
+def test_topology_lists_hosts_by_what_they_are_for() -> None:
+    hostvars = {
+        "b": {"ansible_host": "192.0.2.2", "plainkube_zone": "z"},
+        "a": {"ansible_host": "203.0.113.1", "plainkube_address": "192.0.2.1"},
+        "192.0.2.9": {},
+        "bastion": {},
+    }
+    found = contract.topology(
+        hostvars, {"members": ["b", "a"], "cp": ["a"], "workers": ["192.0.2.9", "a"]}, "members", "cp", "workers"
+    )
+    assert found["etcd"] == [
+        {"name": "a", "address": "192.0.2.1", "zone": ""},
+        {"name": "b", "address": "192.0.2.2", "zone": "z"},
+    ]
+    assert [host["name"] for host in found["nodes"]] == ["192.0.2.9", "a"]
+    assert [host["address"] for host in found["all"]] == ["192.0.2.9", "192.0.2.1", "192.0.2.2"]
+    assert contract.topology({}, {}, "members", "cp", "workers")["all"] == []
+
+
+def test_address_in_counts_from_the_network() -> None:
+    assert contract.address_in("10.96.0.0/16", 10) == "10.96.0.10"
+    for cidr in ("10.96.0.0/30", "10.96.0.1/16", "here"):
+        with pytest.raises(PlainkubeError, match=cidr):
+            contract.address_in(cidr, 10)
