@@ -1,0 +1,3 @@
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Filling a mirror with the artifacts of data/catalogue.yml, by download or by building them."""
