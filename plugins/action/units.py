@@ -42,7 +42,7 @@ class ActionModule(ActionBase):
 
     def _bring_up(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         arguments = validated(self._task.args, ARGUMENTS)
-        names = [name for unit in wanted_units(arguments["items"]) for name in (*unit.ready, *unit.before_restart)]
+        names = [name for unit in wanted_units(arguments["items"]) for name in unit.checks]
         arguments["definitions"] = named_definitions(arguments["definitions"], names, self._templar, task_vars)
         if not arguments["take_turns"] or self._task.check_mode:
             return self._on_host(arguments, task_vars)

@@ -63,6 +63,7 @@ ITEM_ARGUMENTS = {
     "name": {"type": "str", "required": True},
     "inputs": {"type": "list", "elements": "path", "default": []},
     "ready": {"type": "list", "elements": "str", "default": []},
+    "before_start": {"type": "list", "elements": "str", "default": []},
     "before_restart": {"type": "list", "elements": "str", "default": []},
     "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
     "enabled": {"type": "bool"},
@@ -83,6 +84,10 @@ class UnitError(PlainkubeError):
     """A unit that cannot be brought to the wanted state."""
 
 
+# The keys of an item that name checks.
+CHECK_LISTS = ("ready", "before_start", "before_restart")
+
+
 @dataclass(frozen=True)
 class Wanted:
     """One item of the units plugin."""
@@ -90,10 +95,16 @@ class Wanted:
     name: str
     inputs: tuple[str, ...] = ()
     ready: tuple[str, ...] = ()
+    before_start: tuple[str, ...] = ()
     before_restart: tuple[str, ...] = ()
     state: str = "started"
     enabled: bool = True
     reload: bool = False
+
+    @property
+    def checks(self) -> list[str]:
+        """The names of all checks that may be asked for this unit."""
+        return [*self.ready, *self.before_start, *self.before_restart]
 
 
 @dataclass(frozen=True)
@@ -195,6 +206,13 @@ class Plan:
         return self.unit.running and self.action in ("restart", "reload")
 
     @property
+    def gate(self) -> tuple[str, ...]:
+        """The checks that must pass before the action."""
+        if self.disturbs:
+            return self.wanted.before_restart
+        return self.wanted.before_start if self.action == "start" else ()
+
+    @property
     def waits(self) -> bool:
         """Whether there is nothing to do but to see the unit come up."""
         return self.wanted.state == "started" and self.action == "none" and self.unit.starting
@@ -231,7 +249,7 @@ def wanted_units(items: list[dict[str, Any]]) -> list[Wanted]:
         faults += [f"{name}: input '{path}' is no absolute path" for path in item["inputs"] if not path.startswith("/")]
         started = item["state"] == "started"
         enabled = started if item["enabled"] is None else item["enabled"]
-        names = {key: tuple(item[key]) for key in ("inputs", "ready", "before_restart")}
+        names = {key: tuple(item[key]) for key in ("inputs", *CHECK_LISTS)}
         wanted.append(Wanted(name, **names, state=item["state"], enabled=enabled, reload=item["reload"]))
     if faults:
         raise UnitError("; ".join(faults))

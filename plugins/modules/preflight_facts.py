@@ -129,6 +129,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+ansible_facts:
+  description: The facts C(hostname) and C(os_family), as Ansible's own M(ansible.builtin.setup) would return them.
+  returned: always
+  type: dict
 facts:
   description: What was read, with the options under C(asked) and the clock under C(clock).
   returned: success
@@ -184,6 +188,8 @@ FSYNC_SECONDS = 3.0
 TIME_ERROR = 5
 TIMEX_BYTES = 512
 HEADER_BYTES = 2000
+# What Ansible calls families of distributions.
+FAMILIES = {"debian": "Debian", "rhel": "RedHat"}
 
 
 def text_of(path: str) -> str:
@@ -452,7 +458,9 @@ def main() -> None:
         "foreign_networks": foreign_networks(),
         "fsync_p99_milliseconds": fsync_p99_milliseconds(host["etcd_data_dir"]) if measure else None,
     }
-    module.exit_json(changed=False, facts=facts, began=began, ended=time.time())
+    # In Ansible's own words, so that later roles need not ask the host again.
+    known = {"hostname": facts["hostname"], "os_family": FAMILIES.get(facts["family"], facts["family"])}
+    module.exit_json(changed=False, facts=facts, ansible_facts=known, began=began, ended=time.time())
 
 
 if __name__ == "__main__":

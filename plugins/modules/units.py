@@ -41,6 +41,11 @@ options:
         type: list
         elements: str
         default: []
+      before_start:
+        description: Names of checks that must pass before a unit that does not run is started.
+        type: list
+        elements: str
+        default: []
       before_restart:
         description:
           - Names of checks that must pass before a running process is interrupted.
@@ -234,8 +239,8 @@ class Act:
             if plan.disturbs or plan.action == "stop":
                 self._wait(waiting)
                 waiting = []
+            self._gate(plan)
             if plan.disturbs:
-                self._gate(plan)
                 self._wait([self._tell(plan)])
             elif plan.action == "stop":
                 self._tell(plan)
@@ -255,12 +260,12 @@ class Act:
             raise UnitError("\n".join(fault for fault in faults if fault))
 
     def _gate(self, plan: Plan) -> None:
-        gate = pick(self.definitions, list(plan.wanted.before_restart))
+        gate = pick(self.definitions, list(plan.gate))
         failed = {name: result for name, result in wait_for(gate, self.deadline).items() if not result.ok}
         if failed:
             lines = [failure_text(name, gate[name], result) for name, result in failed.items()]
             raise UnitError(
-                f"{plan.wanted.name} needs a {plan.action} and goes on as it is, since its gate did not open within "
+                f"{plan.wanted.name} needs a {plan.action} and is left as it is, since its gate did not open within "
                 f"{self.deadline} s\n"
                 + "\n".join([*lines, *(f"why a {plan.action}: {reason}" for reason in plan.reasons)])
             )
@@ -336,7 +341,7 @@ def main() -> None:
     plans: list[Plan] = []
     try:
         wanted = wanted_units(module.params["items"])
-        require_sound(pick(definitions, [name for want in wanted for name in (*want.ready, *want.before_restart)]))
+        require_sound(pick(definitions, [name for want in wanted for name in want.checks]))
         plans = look(wanted, inputs_must_exist=not module.check_mode)
         if not (module.check_mode or module.params["look"]):
             act = Act(plans, definitions, module.params["deadline"])

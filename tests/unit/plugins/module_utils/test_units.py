@@ -336,6 +336,7 @@ def item(**change: Any) -> dict[str, Any]:
     return {
         "inputs": [],
         "ready": [],
+        "before_start": [],
         "before_restart": [],
         "state": "started",
         "enabled": None,

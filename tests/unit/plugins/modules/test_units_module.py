@@ -134,7 +134,7 @@ def test_first_start(systemd: Systemd, capfd: pytest.CaptureFixture[str]) -> Non
     systemd.add("b.timer", **down)
     answer = run(capfd, {"name": "a", "ready": ["open"], "before_restart": ["closed"]}, {"name": "b.timer"})
     assert answer["changed"] is True
-    # Both are told before any is waited for, and a first start asks no gate.
+    # Both are told before any is waited for, and a first start asks no gate that is for restarts.
     assert systemd.said == [
         "daemon-reload",
         "enable a.service b.timer",
@@ -145,6 +145,18 @@ def test_first_start(systemd: Systemd, capfd: pytest.CaptureFixture[str]) -> Non
     systemd.said.clear()
     assert run(capfd, {"name": "a"}, {"name": "b.timer"})["changed"] is False
     assert systemd.said == []
+
+
+def test_a_start_has_a_gate_of_its_own(systemd: Systemd, capfd: pytest.CaptureFixture[str]) -> None:
+    systemd.add("a.service", active="inactive", sub="dead")
+    answer = run(capfd, {"name": "a", "before_start": ["closed"], "before_restart": ["open"]})
+    assert (answer["failed"], answer["changed"]) == (True, False)
+    assert "a.service needs a start and is left as it is" in answer["msg"]
+    assert "start a.service" not in systemd.said
+    assert run(capfd, {"name": "a", "before_start": ["open"]})["changed"] is True
+    systemd.said.clear()
+    # What runs is not asked again.
+    assert run(capfd, {"name": "a", "before_start": ["closed"]})["changed"] is False
 
 
 def test_changed_input_restarts_behind_its_gate_and_waits(systemd: Systemd, capfd: pytest.CaptureFixture[str]) -> None:
