@@ -1,0 +1,261 @@
+#!/usr/bin/python3
+# Managed by plainkube.cluster, role network.
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Keeps this host's routes to the pods of every other node, and the CNI configuration for its own pods.
+
+It reads the list of nodes from the API and follows its changes. Each node says which part of the pod network it has
+(spec.podCIDR) and at which address it is reached; that is one route. Look at them with: ip route show proto 76
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Marks the routes that are ours among all routes of the host (ip-route(8), "proto"); nothing else uses the number.
+ROUTE_PROTOCOL = "76"
+CONFIGURATION = "/etc/cni/net.d/10-plainkube.conflist"
+# A watch ends by itself after this many seconds; then routes that somebody else removed are put back.
+WATCH_SECONDS = 45
+RETRY_SECONDS = 2
+
+
+def node_route(node: dict[str, Any]) -> tuple[str, str] | None:
+    """Return (pod network, address) of a node object, or None while it has not got both."""
+    network = node.get("spec", {}).get("podCIDR")
+    addresses = node.get("status", {}).get("addresses", [])
+    address = next((item["address"] for item in addresses if item["type"] == "InternalIP"), None)
+    return (network, address) if network and address else None
+
+
+def wanted_routes(nodes: dict[str, dict[str, Any]], own_name: str) -> dict[str, str]:
+    """Return {pod network: address to send to} for all nodes but this one."""
+    routes = {name: node_route(node) for name, node in nodes.items() if name != own_name}
+    return {route[0]: route[1] for route in routes.values() if route}
+
+
+def present_routes(listing: str) -> dict[str, str]:
+    """Return {destination: gateway} from the output of ip -j route."""
+    return {route["dst"]: route.get("gateway", "") for route in json.loads(listing or "[]")}
+
+
+def route_commands(present: dict[str, str], wanted: dict[str, str]) -> list[list[str]]:
+    """Return the ip commands that lead from the present routes to the wanted ones; none when they are equal."""
+    stale = [["ip", "route", "del", network, "proto", ROUTE_PROTOCOL] for network in sorted(set(present) - set(wanted))]
+    missing = [
+        ["ip", "route", "replace", network, "via", address, "proto", ROUTE_PROTOCOL]
+        for network, address in sorted(wanted.items())
+        if present.get(network) != address
+    ]
+    return stale + missing
+
+
+def cni_configuration(network: str, bridge: str, mtu: int) -> str:
+    """Return the CNI configuration of a host whose pods have addresses in this network."""
+    configuration = {
+        "cniVersion": "1.0.0",
+        "name": "plainkube",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": bridge,
+                "isGateway": True,
+                # A pod may reach itself through its own Service.
+                "hairpinMode": True,
+                "mtu": mtu,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": network}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            },
+            {"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": True}},
+        ],
+    }
+    return json.dumps(configuration, indent=2) + "\n"
+
+
+def apply_event(nodes: dict[str, dict[str, Any]], event: dict[str, Any]) -> str | None:
+    """Take a watch event into the list of nodes; return its resource version, None when the list must be read anew."""
+    item = event["object"]
+    if event["type"] == "ERROR":
+        return None
+    name = item["metadata"].get("name")
+    if event["type"] == "DELETED":
+        nodes.pop(name, None)
+    elif event["type"] in ("ADDED", "MODIFIED"):
+        nodes[name] = item
+    version: str = item["metadata"]["resourceVersion"]
+    return version
+
+
+class Api:
+    """The API server as this unit sees it: JSON over HTTPS with a client certificate."""
+
+    def __init__(self, server: str, ca: str, certificate: str, key: str) -> None:
+        self.server = urllib.parse.urlsplit(server)
+        self.files = (ca, certificate, key)
+
+    @contextlib.contextmanager
+    def get(self, path: str, timeout: float) -> Iterator[http.client.HTTPResponse]:
+        """Yield the answer to a GET. Raises OSError or http.client.HTTPException."""
+        ca, certificate, key = self.files
+        # The context is made for each request, so that renewed files are used without a restart.
+        context = ssl.create_default_context(cafile=ca)
+        context.load_cert_chain(certificate, key)
+        connection = http.client.HTTPSConnection(
+            self.server.hostname or "", self.server.port, timeout=timeout, context=context
+        )
+        try:
+            connection.request("GET", path, headers={"Accept": "application/json"})
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                raise OSError(f"GET {path}: {response.status} {response.reason}: {response.read(300)!r}")
+            yield response
+        finally:
+            connection.close()
+
+    def list_nodes(self) -> tuple[dict[str, dict[str, Any]], str]:
+        """Return all nodes by name, and the version that a watch can go on from."""
+        with self.get("/api/v1/nodes?resourceVersion=0", timeout=30) as response:
+            answer = json.load(response)
+        return {item["metadata"]["name"]: item for item in answer["items"]}, answer["metadata"]["resourceVersion"]
+
+    def watch_nodes(self, version: str) -> Iterator[dict[str, Any]]:
+        """Yield the changes after this version until the watch ends by itself."""
+        path = (
+            f"/api/v1/nodes?watch=1&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={WATCH_SECONDS}"
+        )
+        with self.get(path, timeout=WATCH_SECONDS + 15) as response:
+            for line in response:
+                yield json.loads(line)
+
+
+class Host:
+    """This host's routes and CNI configuration."""
+
+    def __init__(self, node: str, address: str, bridge: str) -> None:
+        self.node = node
+        self.address = address
+        self.bridge = bridge
+
+    def mtu(self) -> int:
+        """Return the MTU, in bytes, of the link that has this host's address."""
+        links = json.loads(run(["ip", "-j", "address", "show"]))
+        for link in links:
+            if any(item.get("local") == self.address for item in link.get("addr_info", [])):
+                return int(link["mtu"])
+        raise OSError(f"no link of this host has the address {self.address}; correct plainkube_address")
+
+    def reconcile(self, nodes: dict[str, dict[str, Any]]) -> bool:
+        """Make routes and configuration equal to the list of nodes. Return whether this host's pods can start."""
+        listing = run(["ip", "-j", "route", "show", "proto", ROUTE_PROTOCOL])
+        for command in route_commands(present_routes(listing), wanted_routes(nodes, self.node)):
+            run(command)
+            print(" ".join(command), flush=True)
+        own = node_route(nodes.get(self.node, {}))
+        if own is None:
+            return False
+        configuration = cni_configuration(own[0], self.bridge, self.mtu())
+        if read(CONFIGURATION) != configuration:
+            write(CONFIGURATION, configuration)
+            print(f"wrote {CONFIGURATION} for {own[0]}", flush=True)
+        return True
+
+
+def run(command: list[str]) -> str:
+    """Return what a command prints. Raises OSError with its own words when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    if done.returncode != 0:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def read(path: str) -> str:
+    """Return a file's text, empty when there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def write(path: str, text: str) -> None:
+    """Replace a file as a whole, readable by root alone."""
+    # A name that no CNI runtime takes for a configuration.
+    temporary = path + ".new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    Path(temporary).rename(path)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); do nothing when it does not listen."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        notifier.sendto(state.encode(), address)
+
+
+def follow(api: Api, host: Host) -> None:
+    """Read the list of nodes, then follow its changes for as long as the API server lets us."""
+    nodes, version = api.list_nodes()
+    while True:
+        if host.reconcile(nodes):
+            notify("READY=1")
+        notify("WATCHDOG=1")
+        for event in api.watch_nodes(version):
+            latest = apply_event(nodes, event)
+            if latest is None:
+                return
+            version = latest
+            if event["type"] != "BOOKMARK" and host.reconcile(nodes):
+                notify("READY=1")
+            notify("WATCHDOG=1")
+
+
+def main() -> None:
+    """Follow the list of nodes for ever; say what went wrong and try again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, help_text in (
+        ("node", "name of this host's node"),
+        ("address", "address of this host that the other nodes send to"),
+        ("bridge", "name of the bridge that pods are connected to"),
+        ("server", "URL of the API"),
+        ("ca", "file of the API's authority"),
+        ("certificate", "file of the client certificate"),
+        ("key", "file of the client certificate's key"),
+    ):
+        parser.add_argument(f"--{name}", required=True, help=help_text)
+    options = parser.parse_args()
+    api = Api(options.server, options.ca, options.certificate, options.key)
+    host = Host(options.node, options.address, options.bridge)
+    while True:
+        try:
+            follow(api, host)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            print(f"{error}; trying again in {RETRY_SECONDS} s", file=sys.stderr, flush=True)
+            # Not being able to ask is no reason to be restarted: the routes are as they were.
+            notify("WATCHDOG=1")
+            time.sleep(RETRY_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

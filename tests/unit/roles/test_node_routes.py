@@ -1,0 +1,92 @@
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The unit that keeps routes equal to the list of nodes: its decisions, without a host or an API."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[3] / "roles" / "network" / "files" / "node_routes.py"
+SPEC = importlib.util.spec_from_file_location("node_routes", SOURCE)
+assert SPEC and SPEC.loader
+node_routes = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(node_routes)
+
+
+def node(name: str, network: str | None, address: str | None, version: str = "1") -> dict[str, Any]:
+    """Return a node object with what matters here."""
+    addresses = [{"type": "Hostname", "address": name}]
+    if address:
+        addresses.append({"type": "InternalIP", "address": address})
+    return {
+        "metadata": {"name": name, "resourceVersion": version},
+        "spec": {"podCIDR": network} if network else {},
+        "status": {"addresses": addresses},
+    }
+
+
+NODES = {
+    "a": node("a", "10.244.0.0/24", "192.0.2.1"),
+    "b": node("b", "10.244.1.0/24", "192.0.2.2"),
+    # Registered a moment ago.
+    "c": node("c", None, "192.0.2.3"),
+    "d": node("d", "10.244.3.0/24", None),
+}
+
+
+def test_routes_lead_to_all_other_nodes_that_are_ready_for_it() -> None:
+    assert node_routes.wanted_routes(NODES, "a") == {"10.244.1.0/24": "192.0.2.2"}
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted", "commands"),
+    [
+        ({}, {}, []),
+        ({"10.244.1.0/24": "192.0.2.2"}, {"10.244.1.0/24": "192.0.2.2"}, []),
+        ({}, {"10.244.1.0/24": "192.0.2.2"}, ["ip route replace 10.244.1.0/24 via 192.0.2.2 proto 76"]),
+        ({"10.244.1.0/24": "192.0.2.2"}, {}, ["ip route del 10.244.1.0/24 proto 76"]),
+        (
+            {"10.244.1.0/24": "192.0.2.2"},
+            {"10.244.1.0/24": "192.0.2.9"},
+            ["ip route replace 10.244.1.0/24 via 192.0.2.9 proto 76"],
+        ),
+    ],
+)
+def test_commands_lead_from_present_to_wanted(
+    present: dict[str, str], wanted: dict[str, str], commands: list[str]
+) -> None:
+    assert [" ".join(command) for command in node_routes.route_commands(present, wanted)] == commands
+
+
+def test_present_routes_are_read_from_the_output_of_ip() -> None:
+    listing = json.dumps([{"dst": "10.244.1.0/24", "gateway": "192.0.2.2", "dev": "eth0", "protocol": "76"}])
+    assert node_routes.present_routes(listing) == {"10.244.1.0/24": "192.0.2.2"}
+    assert node_routes.present_routes("") == {}
+
+
+def test_the_list_follows_events() -> None:
+    nodes = dict(NODES)
+    assert node_routes.apply_event(nodes, {"type": "DELETED", "object": node("b", None, None, "7")}) == "7"
+    assert (
+        node_routes.apply_event(nodes, {"type": "ADDED", "object": node("e", "10.244.4.0/24", "192.0.2.5", "8")}) == "8"
+    )
+    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
+    assert node_routes.apply_event(nodes, bookmark) == "9"
+    assert sorted(nodes) == ["a", "c", "d", "e"]
+
+
+def test_an_error_event_asks_for_the_list_anew() -> None:
+    gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "metadata": {}}}
+    assert node_routes.apply_event({}, gone) is None
+
+
+def test_pods_get_addresses_of_their_own_node() -> None:
+    bridge, portmap = json.loads(node_routes.cni_configuration("10.244.1.0/24", "cni0", 1450))["plugins"]
+    assert (bridge["bridge"], bridge["mtu"]) == ("cni0", 1450)
+    assert bridge["ipam"]["ranges"] == [[{"subnet": "10.244.1.0/24"}]]
+    assert portmap["capabilities"] == {"portMappings": True}
