@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Everything that CI runs, from fast to real, each stage as the plain command that a person would type.
+
+    make test                      all stages
+    make molecule SCENARIO=ha      one of them (tests/run.py --only molecule:ha)
+
+A stage that fails does not stop the others; the last line counts them. Installs what it needs, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+BIN = CHECKOUT / ".venv" / "bin"
+PREPARE = [sys.executable, "tools/cluster", "prepare"]
+SCENARIOS = ["default", "ha", "external-etcd", "debian13", "vm"]
+
+
+def stages() -> dict[str, list[str]]:
+    """Return the stages in order, each with its command."""
+    plain = {
+        "unit": ["pytest", "tests/unit"],
+        "repo": ["pytest", "tests/repo"],
+        "integration": ["pytest", "tests/integration"],
+        "faults": ["pytest", "tests/faults"],
+    }
+    commands = {name: [str(BIN / words[0]), *words[1:]] for name, words in plain.items()}
+    faults = commands.pop("faults")
+    for scenario in SCENARIOS:
+        commands[f"molecule:{scenario}"] = [str(BIN / "molecule"), "test", "--scenario-name", scenario]
+    commands["faults"] = faults
+    return commands
+
+
+def needs_lab(stage: str) -> bool:
+    """Return whether a stage needs packages of this machine and a filled mirror."""
+    return stage.startswith("molecule:") or stage == "faults"
+
+
+def run(command: list[str]) -> bool:
+    """Run a command in the checkout and return whether it succeeded."""
+    print(f"    $ {shlex.join(command)}", flush=True)
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        # Molecule's own place for scenarios of a collection is another one; ours is the plain one.
+        "MOLECULE_GLOB": "molecule/*/molecule.yml",
+        "ANSIBLE_FORCE_COLOR": "0",
+        "PY_COLORS": "0",
+    }
+    return subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode == 0
+
+
+def main() -> int:
+    """Run the stages and return the number of failed ones as exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=list(stages()), help="run this stage; may be given again")
+    chosen = parser.parse_args().only or list(stages())
+    results: list[tuple[str, bool, float]] = []
+    commands = stages()
+    if any(needs_lab(stage) for stage in chosen):
+        commands = {"prepare": PREPARE, **commands}
+        chosen = ["prepare", *chosen]
+    for stage in chosen:
+        print(f"\n=== {stage}", flush=True)
+        begin = time.monotonic()
+        passed = run(commands[stage])
+        results.append((stage, passed, time.monotonic() - begin))
+        if stage == "prepare" and not passed:
+            break
+    print("\nStage                 result    seconds")
+    for stage, passed, seconds in results:
+        print(f"{stage:<22}{'passed' if passed else 'FAILED':<10}{seconds:7.0f}")
+    failed = sum(not passed for _stage, passed, _seconds in results)
+    print(f"\n{len(results) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
