@@ -1,0 +1,122 @@
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A broken inventory ends site.yml with one message about everything that is wrong, before any host is contacted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+
+
+class Site:
+    """Runs site.yml against an inventory whose connection program only leaves a mark that it was called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = folder / "contacted"
+        self.ssh = folder / "ssh"
+        self.ssh.write_text(f"#!/bin/sh\ntouch {self.mark}\nexit 255\n", encoding="utf-8")
+        self.ssh.chmod(0o755)
+
+    def run(self, groups: dict[str, Any], shared: dict[str, Any], *arguments: str) -> str:
+        """Return what ansible-playbook said; it must have failed without a contact."""
+        inventory = self.folder / "inventory"
+        (inventory / "group_vars").mkdir(parents=True, exist_ok=True)
+        variables = {
+            "ansible_ssh_executable": str(self.ssh),
+            "plainkube_state_dir": str(self.folder / "state"),
+            **shared,
+        }
+        (inventory / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}), encoding="utf-8")
+        (inventory / "group_vars" / "all.yml").write_text(yaml.safe_dump(variables), encoding="utf-8")
+        command = [str(PLAYBOOK), "-i", str(inventory), "playbooks/site.yml", *arguments]
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        said = answer.stdout + answer.stderr
+        assert answer.returncode != 0, said
+        assert not self.mark.exists(), said
+        assert not (self.folder / "state").exists(), said
+        return said
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def hosts(*numbers: int, **variables: Any) -> dict[str, Any]:
+    return {"hosts": {f"node-{number}": {"ansible_host": f"192.0.2.{number}", **variables} for number in numbers}}
+
+
+def faults_in(said: str) -> list[str]:
+    """Return the fault lines of the one message, which Ansible shows as an error and again as the task's result."""
+    assert said.count("nothing was changed.") == 2, said
+    message = said.split("nothing was changed.\n", 1)[1]
+    return [line[2:] for line in message.split("Origin:", 1)[0].splitlines() if line.startswith("- ")]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--check", "--diff")])
+def test_everything_wrong_is_said_at_once(site: Site, arguments: tuple[str, ...]) -> None:
+    groups = {
+        "etcd": hosts(11, 12),
+        "control_plane": {
+            "hosts": {
+                "node-11": {"plainkube_zone": "{{ nowhere.to_be_found }}"},
+                "Node_13": {"ansible_host": "192.0.2.12"},
+            }
+        },
+        "workers": {"hosts": {}},
+    }
+    shared = {
+        "plainkube_pod_cidr": "10.96.0.0/12",
+        "plainkube_api_port": "https",
+        "plainkube_kubernetes_version": "1.20.0",
+        "plainkube_pod_network": "10.0.0.0/8",
+    }
+    faults = faults_in(site.run(groups, shared, *arguments))
+    beginnings = [
+        "node-11: plainkube_zone: found a value that cannot be rendered",
+        "inventory: plainkube_pod_network: found a name that nothing reads",
+        'inventory: plainkube_api_port: found "https"; wanted a whole number',
+        "inventory: plainkube_workers_group: found an empty group",
+        "inventory: plainkube_etcd_group: found 2 etcd members (node-11, node-12)",
+        'Node_13: inventory_hostname: found "Node_13"',
+        "Node_13, node-12: plainkube_address: found 192.0.2.12 on 2 hosts",
+        "inventory: plainkube_service_cidr: found 10.96.0.0/16, which overlaps plainkube_pod_cidr 10.96.0.0/12",
+        "inventory: plainkube_kubernetes_version",
+    ]
+    for beginning in beginnings:
+        assert [fault for fault in faults if fault.startswith(beginning)], (beginning, faults)
+    assert len(faults) == len(beginnings), faults
+
+
+def test_a_version_outside_the_matrix_is_said(site: Site) -> None:
+    groups = {name: hosts(11) for name in ("etcd", "control_plane", "workers")}
+    (fault,) = faults_in(site.run(groups, {"plainkube_versions": {"etcd": "3.1.0"}}))
+    assert "etcd 3.1.0 does not go with Kubernetes" in fault
+
+
+def test_variables_from_the_command_line_count(site: Site) -> None:
+    groups = {name: hosts(11) for name in ("etcd", "control_plane", "workers")}
+    faults = faults_in(site.run(groups, {}, "-e", "plainkube_api_port=80", "-e", "plainkube_apiport=6443"))
+    assert [fault.split(":")[1].strip() for fault in faults] == ["plainkube_apiport", "plainkube_api_port"]
+
+
+@pytest.mark.parametrize(("limit", "sound"), [("node-11,node-12,node-13", True), ("node-11,node-12", False)])
+def test_a_member_of_a_quorum_can_be_demanded(tmp_path: Path, limit: str, sound: bool) -> None:
+    groups = {"etcd": hosts(11, 12, 13), "control_plane": hosts(11), "workers": hosts(11, 14)}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}), encoding="utf-8")
+    task = {"name": "Check", "run_once": True, "plainkube.cluster.validate_contract": {"require_complete": True}}
+    play = [{"name": "Check", "hosts": "all", "gather_facts": False, "tasks": [task]}]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(play), encoding="utf-8")
+    command = [str(PLAYBOOK), "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml"), "--limit", limit]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (answer.returncode == 0) == sound, answer.stdout + answer.stderr
+    assert sound or "inventory: --limit: found a run without node-13" in answer.stdout + answer.stderr

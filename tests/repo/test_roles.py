@@ -1,0 +1,140 @@
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Every role is built alike, documents all its inputs, and leans on nothing but the contract."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
+PLAYBOOKS = [*sorted((ROOT / "playbooks").glob("*.yml")), ROOT / "site.yml"]
+# Modules and keywords that hide what happened, and the modules that stand for them.
+BANNED_KEYS = {"ignore_errors", "ignore_unreachable"}
+BANNED_MODULES = {"shell", "raw", "script"}
+TASK_LISTS = ("block", "rescue", "always", "tasks", "pre_tasks", "post_tasks", "handlers")
+
+
+def loaded(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def options(role: str) -> dict[str, Any]:
+    specification = loaded(ROOT / "roles" / role / "meta" / "argument_specs.yml")
+    return specification["argument_specs"]["main"].get("options", {})
+
+
+def role_files(role: str) -> list[Path]:
+    parts = ("tasks", "handlers", "templates", "defaults", "vars")
+    return [path for part in parts for path in sorted((ROOT / "roles" / role / part).rglob("*")) if path.is_file()]
+
+
+def tasks_in(entries: Any) -> Iterator[dict[str, Any]]:
+    for entry in entries or []:
+        yield entry
+        for key in TASK_LISTS:
+            yield from tasks_in(entry.get(key))
+
+
+def expressions(path: Path) -> str:
+    """Return what Jinja reads in a file: its expressions, and the conditions of tasks."""
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(r"\{[{%].*?[%}]\}", text, flags=re.DOTALL)
+    if path.parent.name in ("tasks", "handlers"):
+        for task in tasks_in(loaded(path)):
+            found += [str(task.get(key, "")) for key in ("when", "until", "changed_when", "failed_when")]
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("part", ["tasks/main.yml", "defaults/main.yml", "meta/argument_specs.yml", "README.md"])
+def test_a_role_is_complete(role: str, part: str) -> None:
+    assert (ROOT / "roles" / role / part).is_file()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_equal_the_specification(role: str) -> None:
+    specified = {name: option["default"] for name, option in options(role).items() if "default" in option}
+    assert (loaded(ROOT / "roles" / role / "defaults" / "main.yml") or {}) == specified
+    assert [
+        name for name, option in options(role).items() if "default" not in option and not option.get("required")
+    ] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_inputs_are_described_and_carry_the_role_s_name(role: str) -> None:
+    prefix = "plainkube_" if role == "cluster" else f"{role}_"
+    for name, option in options(role).items():
+        assert name.startswith(prefix)
+        assert option.get("description")
+        assert option.get("type")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_derived_values_are_private(role: str) -> None:
+    prefix = "cluster_" if role == "cluster" else f"__{role}_"
+    names = loaded(ROOT / "roles" / role / "vars" / "main.yml") or {}
+    assert [name for name in names if not name.startswith(prefix)] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_reads_no_input_of_another_role(role: str) -> None:
+    foreign = {name for other in ROLES if other not in (role, "cluster") for name in options(other)}
+    read = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in role_files(role)
+        for name in set(re.findall(r"(?<![\w.'\"])[a-z][a-z0-9_]*", expressions(path))) & foreign
+    }
+    assert read == set()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_hosts_come_from_the_contract(role: str) -> None:
+    """No literal group, and no look into the variables of other hosts but where the contract derives its topology."""
+    pattern = re.compile(r"\bgroups\s*[\[.]" if role == "cluster" else r"\bgroups\s*[\[.]|\bhostvars\b|\bgroup_names\b")
+    assert [str(path.relative_to(ROOT)) for path in role_files(role) if pattern.search(expressions(path))] == []
+
+
+def all_task_files() -> list[Path]:
+    in_roles = [path for role in ROLES for path in role_files(role) if path.parent.name in ("tasks", "handlers")]
+    return in_roles + [path for path in PLAYBOOKS if path.is_file()]
+
+
+@pytest.mark.parametrize("path", all_task_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tasks_hide_nothing(path: Path) -> None:
+    inputs = {name for role in ROLES for name in options(role)}
+    for task in tasks_in(loaded(path)):
+        assert not BANNED_KEYS & set(task), task
+        modules = {key.removeprefix("ansible.builtin.") for key in task}
+        assert not BANNED_MODULES & modules, task
+        facts = task.get("ansible.builtin.set_fact") or task.get("set_fact") or {}
+        assert not inputs & set(facts), task
+        assert task.get("name") or "import_playbook" in str(task), task
+
+
+def test_every_variable_of_the_contract_is_known_and_read() -> None:
+    known = set(options("cluster"))
+    folders = [ROOT / "roles", ROOT / "playbooks", ROOT / "inventories"]
+    mentioned: dict[str, set[str]] = {}
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        if path.suffix in (".yml", ".j2"):
+            # Text of templates may name files and tables of ours; only what Jinja reads is a variable.
+            text = expressions(path) if path.suffix == ".j2" else path.read_text(encoding="utf-8")
+            for name in re.findall(r"\bplainkube_[a-z_]+\b", text):
+                mentioned.setdefault(name, set()).add(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in mentioned.items() if name not in known} == {}
+    readers = [path for path in (ROOT / "plugins").rglob("*.py") if path.stem not in ("contract", "validate_contract")]
+    read_by_plugins = "\n".join(path.read_text(encoding="utf-8") for path in readers)
+    declared = ("roles/cluster/defaults/", "roles/cluster/meta/", "inventories/")
+    unread = {
+        name
+        for name in known
+        if name not in read_by_plugins and all(path.startswith(declared) for path in mentioned.get(name, ()))
+    }
+    assert unread == set()
