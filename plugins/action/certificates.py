@@ -23,6 +23,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.certificates imp
     differences,
     leaves,
     moment,
+    signed_by_a_namesake,
     validity,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
@@ -89,6 +90,20 @@ class ActionModule(ActionBase):
             present_from(answer, authorities.get(leaf.authority)) for leaf, answer in zip(wanted, answers, strict=True)
         ]
         found = [differences(leaf, there, now) for leaf, there in zip(wanted, present, strict=True)]
+
+        strangers = [
+            f"{leaf.certificate} on {host}"
+            for leaf, there, difference in zip(wanted, present, found, strict=True)
+            if leaf.authority in authorities
+            and signed_by_a_namesake(difference, there, authorities[leaf.authority].common_name)
+        ]
+        if strangers:
+            raise CertificateError(
+                f"{', '.join(strangers)}: signed by an authority that has the name of the one in {state_dir}/pki and "
+                "another key. That folder was probably lost and made anew, or belongs to another controller. Signing "
+                "again with the new authority would cut the hosts off from each other. Put the folder back from its "
+                "backup and run this again; or, to begin anew without the cluster's data, run playbooks/reset.yml."
+            )
 
         not_after = {}
         for leaf, there, difference in zip(wanted, present, found, strict=True):

@@ -258,6 +258,15 @@ def differences(leaf: Leaf, present: Present, now: datetime) -> Difference:
     return Difference(tuple(_reasons_to_issue(leaf, present, now)), tuple(attributes))
 
 
+def signed_by_a_namesake(difference: Difference, present: Present, authority: str) -> bool:
+    """Say whether a sound certificate names this authority and yet was not signed with its key.
+
+    authority: the common name of the one that the controller has now. An authority of another name is a change that
+    somebody asked for; one of the same name means that the controller has lost the old one.
+    """
+    return ISSUER_DIFFERS in difference.issue and present.issued is not None and present.issued.issuer == authority
+
+
 def _has(file: Attributes, leaf: Leaf, mode: int) -> bool:
     return file.mode == mode and leaf.owner in file.owners and leaf.group in file.groups
 

@@ -150,6 +150,25 @@ def topology(
     }
 
 
+def node_labels(
+    hostvars: Mapping[str, Variables], topology_of_hosts: Mapping[str, Sequence[Mapping[str, str]]]
+) -> dict[str, dict[str, str]]:
+    """Return the labels of every node by its name: the inventory's, its zone, and the roles that kubectl shows."""
+    roles = {
+        "node-role.kubernetes.io/control-plane": {host["name"] for host in topology_of_hosts["control_plane"]},
+        "node-role.kubernetes.io/worker": {host["name"] for host in topology_of_hosts["workers"]},
+    }
+    labels: dict[str, dict[str, str]] = {}
+    for host in topology_of_hosts["nodes"]:
+        own = hostvars[host["name"]].get("plainkube_node_labels") or {}
+        labels[host["name"]] = {
+            **{key: str(value) for key, value in own.items()},
+            **({"topology.kubernetes.io/zone": host["zone"]} if host["zone"] else {}),
+            **{label: "" for label, names in roles.items() if host["name"] in names},
+        }
+    return labels
+
+
 def address_in(cidr: str, number: int) -> str:
     """Return the address with this number in the network; number 0 is the network's own. Raises PlainkubeError."""
     try:

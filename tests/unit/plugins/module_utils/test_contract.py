@@ -287,3 +287,15 @@ def test_address_in_counts_from_the_network() -> None:
     for cidr in ("10.96.0.0/30", "10.96.0.1/16", "here"):
         with pytest.raises(PlainkubeError, match=cidr):
             contract.address_in(cidr, 10)
+
+
+def test_node_labels_are_the_inventorys_with_zone_and_roles() -> None:
+    hostvars = {
+        "a": {"plainkube_zone": "east"},
+        "b": {"plainkube_node_labels": {"example.org/disk": "ssd", "example.org/rank": 1}},
+    }
+    hosts = contract.topology(hostvars, {"cp": ["a"], "workers": ["b"]}, "etcd", "cp", "workers")
+    assert contract.node_labels(hostvars, hosts) == {
+        "a": {"topology.kubernetes.io/zone": "east", "node-role.kubernetes.io/control-plane": ""},
+        "b": {"example.org/disk": "ssd", "example.org/rank": "1", "node-role.kubernetes.io/worker": ""},
+    }
