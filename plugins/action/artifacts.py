@@ -92,14 +92,17 @@ class ActionModule(ActionBase):
         plans = [compare(root, item, state, arch) for item, state in zip(items, found["states"])]
         self._refuse([fault for plan in plans for fault in plan["faults"]])
 
+        artifacts = [resolve(catalogue, name, version, arch) for name, version in pairs]
+        if arguments["state"] == "available":
+            self._see_available(arguments, items, self._supplies(arguments, plans, artifacts))
+            return {"changed": False, "items": [], "architecture": arch}
         changed = any(is_change(plan) for plan in plans)
         if changed and not self._task.check_mode:
-            artifacts = [resolve(catalogue, name, version, arch) for name, version in pairs]
-            self._act(arguments, items, plans, artifacts)
+            self._act(arguments, items, self._supplies(arguments, plans, artifacts), artifacts)
         return {"changed": changed, "items": report(items, plans), "architecture": arch, "diff": diff_of(items, plans)}
 
-    def _act(self, arguments: dict[str, Any], items: list[Any], plans: list[Any], artifacts: list[Any]) -> None:
-        """Say where each missing item comes from, send what is pushed, and let the host act."""
+    def _supplies(self, arguments: dict[str, Any], plans: list[Any], artifacts: list[Any]) -> list[dict[str, Any]]:
+        """Return where each item that is to be installed comes from; nothing for the others."""
 
         def where(index: int) -> dict[str, Any] | str:
             if not plans[index]["install"]:
@@ -110,12 +113,22 @@ class ActionModule(ActionBase):
                 return str(error)
 
         with ThreadPoolExecutor(CHECKSUMS_AT_ONCE) as pool:
-            supplies = list(pool.map(where, range(len(items))))
+            supplies = list(pool.map(where, range(len(artifacts))))
         self._refuse([text for text in supplies if isinstance(text, str)])
+        return [supplied for supplied in supplies if isinstance(supplied, dict)]
 
+    def _see_available(self, arguments: dict[str, Any], items: list[Any], supplies: list[dict[str, Any]]) -> None:
+        """See that what comes from a folder of the host is there; the controller has asked all other sources."""
+        orders = [{**item, **supplied} for item, supplied in zip(items, supplies) if "path" in supplied]
+        if orders:
+            self._refuse(self._on_host(arguments, {"half": "see", "items": orders})["faults"])
+
+    def _act(
+        self, arguments: dict[str, Any], items: list[Any], supplies: list[dict[str, Any]], artifacts: list[Any]
+    ) -> None:
+        """Send what is pushed, and let the host act."""
         orders = []
         for item, artifact, supplied in zip(items, artifacts, supplies):
-            assert isinstance(supplied, dict)
             if "local" in supplied:
                 supplied["pushed"] = self._push(artifact.title, supplied["local"], artifact.mirror_path)
             orders.append({**item, "members_in": artifact.members_in, **supplied})

@@ -27,6 +27,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path"},
     "root": {"type": "path", "default": "/opt/plainkube"},
     "catalogue": {"type": "path"},
+    "state": {"type": "str", "choices": ["installed", "available"], "default": "installed"},
 }
 
 

@@ -284,6 +284,17 @@ def _local_checksum(item: dict[str, Any]) -> str:
     return noted
 
 
+def unavailable(items: list[dict[str, Any]]) -> list[str]:
+    """Return the faults of items that come from a mirror folder on this host, without installing anything."""
+    faults = []
+    for item in items:
+        try:
+            _local_checksum(item)
+        except ArtifactsError as error:
+            faults.append(f"{item['name']} {item['version']}: {error}")
+    return faults
+
+
 def _extract(item: dict[str, Any], archive_path: str, staging: str) -> dict[str, str]:
     """Write the item's members below staging. Returns their SHA-256 by name."""
     hashes: dict[str, str] = {}

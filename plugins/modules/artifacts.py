@@ -54,6 +54,13 @@ options:
   catalogue:
     description: Another catalogue than the collection's own, on the controller. Meant for tests.
     type: path
+  state:
+    description:
+      - V(installed) brings the items to the host.
+      - V(available) changes nothing and fails when one that is not there yet cannot be had, with all that cannot.
+    type: str
+    choices: [installed, available]
+    default: installed
   payload:
     description: What the action plugin tells the host. Not for playbooks, where it is ignored.
     type: str
@@ -123,7 +130,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.plainkube.cluster.plugins.module_utils.artifacts import ARGUMENT_SPEC
-from ansible_collections.plainkube.cluster.plugins.module_utils.artifacts_io import act, look
+from ansible_collections.plainkube.cluster.plugins.module_utils.artifacts_io import act, look, unavailable
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
 from ansible_collections.plainkube.cluster.plugins.module_utils.payload import unpack
 
@@ -141,6 +148,8 @@ def main() -> None:
     root, items = module.params["root"], order["items"]
     if order["half"] == "look":
         module.exit_json(changed=False, machine=os.uname().machine, states=look(root, items))
+    if order["half"] == "see":
+        module.exit_json(changed=False, faults=unavailable(items))
     os.umask(0o022)  # what is installed is for all users of the host, whatever the session's own mask
     try:
         faults = act(root, items, order["architecture"])
