@@ -110,7 +110,9 @@ def all_task_files() -> list[Path]:
 def test_tasks_hide_nothing(path: Path) -> None:
     inputs = {name for role in ROLES for name in options(role)}
     for task in tasks_in(loaded(path)):
-        assert not BANNED_KEYS & set(task), task
+        # Preflight's next task judges what hosts did not answer, and stops the run for them.
+        judged = {"ignore_unreachable"} if path.parent.parent.name == "preflight" else set()
+        assert not (BANNED_KEYS - judged) & set(task), task
         modules = {key.removeprefix("ansible.builtin.") for key in task}
         assert not BANNED_MODULES & modules, task
         facts = task.get("ansible.builtin.set_fact") or task.get("set_fact") or {}
