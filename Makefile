@@ -25,9 +25,8 @@ kubeconfig: ## Prints the path of the admin kubeconfig
 	@$(PYTHON) tools/cluster kubeconfig --inventory $(INVENTORY)
 
 .venv/requirements-dev.txt: requirements.txt requirements-dev.txt
-	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	@$(PYTHON) tools/cluster environment
 	@$(VENV)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@cp requirements.txt .venv/requirements.txt
 	@cp requirements-dev.txt $@
 
 .PHONY: dev
