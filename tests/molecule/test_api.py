@@ -73,7 +73,8 @@ def test_strangers_learn_nothing_from_the_api(host: Host) -> None:
 
 def test_name_servers_are_on_different_hosts(api: client.ApiClient) -> None:
     pods = client.CoreV1Api(api).list_namespaced_pod("kube-system", label_selector="k8s-app=kube-dns").items
-    hosts = [pod.spec.node_name for pod in pods if pod.metadata.deletion_timestamp is None]
+    # A host that was shut down in order leaves its completed pods in the list for a while.
+    hosts = [pod.spec.node_name for pod in pods if pod.status.phase == "Running"]
     assert len(set(hosts)) == len(hosts) == min(2, len(members("nodes")))
 
 
