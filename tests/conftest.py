@@ -46,6 +46,11 @@ class WebServer:
                     outer.hold[self.path].wait(60)
                 self.wfile.write(body[half:])
 
+            def do_HEAD(self) -> None:
+                known = self.path in outer.files
+                self.send_response(200 if known else 404)
+                self.end_headers()
+
             def log_message(self, *_arguments: object) -> None:
                 """Keep the tests' output clean."""
 

@@ -118,8 +118,8 @@ class ActionModule(ActionBase):
         return [supplied for supplied in supplies if isinstance(supplied, dict)]
 
     def _see_available(self, arguments: dict[str, Any], items: list[Any], supplies: list[dict[str, Any]]) -> None:
-        """See that what comes from a folder of the host is there; the controller has asked all other sources."""
-        orders = [{**item, **supplied} for item, supplied in zip(items, supplies) if "path" in supplied]
+        """See that what the host itself would read or download is there; what is pushed lies on the controller."""
+        orders = [{**item, **supplied} for item, supplied in zip(items, supplies) if {"path", "url"} & set(supplied)]
         if orders:
             self._refuse(self._on_host(arguments, {"half": "see", "items": orders})["faults"])
 

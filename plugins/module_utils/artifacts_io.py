@@ -37,6 +37,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.download import 
     copy_file,
     download,
     hash_file,
+    probe,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
 from ansible_collections.plainkube.cluster.plugins.module_utils.files_io import sync_folder, write_atomically
@@ -285,14 +286,22 @@ def _local_checksum(item: dict[str, Any]) -> str:
 
 
 def unavailable(items: list[dict[str, Any]]) -> list[str]:
-    """Return the faults of items that come from a mirror folder on this host, without installing anything."""
-    faults = []
-    for item in items:
+    """Return the faults of items that this host reads or downloads itself, without installing anything."""
+
+    def fault(item: dict[str, Any]) -> str | None:
         try:
-            _local_checksum(item)
+            if item.get("url"):
+                probe(item["url"])
+            else:
+                _local_checksum(item)
+        except DownloadError as error:
+            return f"{item['name']} {item['version']}: {error}. {item['advice']}"
         except ArtifactsError as error:
-            faults.append(f"{item['name']} {item['version']}: {error}")
-    return faults
+            return f"{item['name']} {item['version']}: {error}"
+        return None
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [text for text in pool.map(fault, items) if text]
 
 
 def _extract(item: dict[str, Any], archive_path: str, staging: str) -> dict[str, str]:

@@ -41,6 +41,19 @@ def fetch_text(url: str, timeout: float = STALL_SECONDS) -> str:
         raise _told(url, error) from error
 
 
+def probe(url: str, timeout: float = STALL_SECONDS) -> None:
+    """See that a URL can be had, without its content. Raises DownloadError.
+
+    A server that does not know the question (405, 501) is believed: the download itself will tell.
+    """
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=timeout).close()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if getattr(error, "code", 0) not in (405, 501):
+            raise _told(url, error) from error
+
+
 def download(url: str, path: str, attempts: int = ATTEMPTS, pause: float = 1.0) -> None:
     """Fill the file at path from url, going on with the bytes that are there already.
 

@@ -345,19 +345,22 @@ def test_a_run_whose_controller_was_killed_is_finished_by_the_next(project: Proj
     assert not project.run(BOTH)["changed"]
 
 
-@pytest.mark.parametrize("source", ["http", "file", "push"])
+@pytest.mark.parametrize("source", ["upstream", "http", "file", "push"])
 def test_what_cannot_be_had_is_said_before_anything_is_installed(project: Project, web: Any, source: str) -> None:
-    place = {"http": web.url + "/mirror", "file": f"file://{project.mirror}", "push": "push"}[source]
+    place = {"http": web.url + "/mirror", "file": f"file://{project.mirror}"}.get(source, source)
     arguments = {"source": place, "folder": str(project.mirror), "state": "available"}
-    answer = project.run({"suite": "2.0", "tool": "1.0"}, **arguments)
+    # The publisher still serves a checksum or it is pinned, but the files are gone.
+    web.files[f"/tool-{ARCH}.sha256"] = digest(project.tool).encode()
+    answer = project.run(BOTH, **arguments)
     assert answer["failed"]
     assert [fault.split(":")[0] for fault in answer["faults"]] == ["suite 2.0", "tool 1.0"]
     assert not project.links.exists()
 
+    project.serve(web)
     project.fill_mirror()
     for path in project.mirror.rglob("*"):
         if path.is_file():
             web.files[f"/mirror/{path.relative_to(project.mirror)}"] = path.read_bytes()
-    answer = project.run({"suite": "2.0", "tool": "1.0"}, **arguments)
+    answer = project.run(BOTH, **arguments)
     assert (answer.get("failed", False), answer["changed"]) == (False, False)
     assert not project.links.exists()
