@@ -3,7 +3,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Everything that CI runs, from fast to real, each stage as the plain command that a person would type.
 
-    make test                      all stages but faults
+    make test                      all stages but those of ON_DEMAND
     make faults                    what a cluster survives
     make molecule SCENARIO=ha      one of them (tests/run.py --only molecule:ha)
 
@@ -24,6 +24,11 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 BIN = CHECKOUT / ".venv" / "bin"
 PREPARE = [sys.executable, "tools/cluster", "prepare"]
 SCENARIOS = ["default", "ha", "external-etcd", "debian13", "vm"]
+# What a plain run leaves out, and why. Said at its end as well.
+ON_DEMAND = {
+    "molecule:debian13": "the default scenario on Debian 13; a plain run has one Debian 13 host in molecule:ha",
+    "faults": "what a cluster survives takes half an hour by itself",
+}
 
 
 def stages() -> dict[str, list[str]]:
@@ -32,7 +37,6 @@ def stages() -> dict[str, list[str]]:
         "unit": ["pytest", "tests/unit"],
         "repo": ["pytest", "tests/repo"],
         "integration": ["pytest", "tests/integration"],
-        # Not part of a plain run: what a cluster survives takes half an hour by itself.
         "faults": ["pytest", "tests/faults"],
     }
     commands = {name: [str(BIN / words[0]), *words[1:]] for name, words in plain.items()}
@@ -64,7 +68,7 @@ def main() -> int:
     """Run the stages and return the number of failed ones as exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=list(stages()), help="run this stage; may be given again")
-    chosen = parser.parse_args().only or [stage for stage in stages() if stage != "faults"]
+    chosen = parser.parse_args().only or [stage for stage in stages() if stage not in ON_DEMAND]
     results: list[tuple[str, bool, float]] = []
     commands = stages()
     if any(needs_lab(stage) for stage in chosen):
@@ -80,6 +84,9 @@ def main() -> int:
     print("\nStage                 result    seconds")
     for stage, passed, seconds in results:
         print(f"{stage:<22}{'passed' if passed else 'FAILED':<10}{seconds:7.0f}")
+    for stage, reason in ON_DEMAND.items():
+        if stage not in chosen:
+            print(f"{stage:<22}not run: {reason} (tests/run.py --only {stage})")
     failed = sum(not passed for _stage, passed, _seconds in results)
     print(f"\n{len(results) - failed} passed, {failed} failed")
     return 1 if failed else 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,16 @@ def members(group: str) -> list[str]:
 
 
 @cache
+def _ssh_files() -> tempfile.TemporaryDirectory[str]:
+    """Return the folder of this run's SSH configurations; it goes when the run ends."""
+    return tempfile.TemporaryDirectory()
+
+
+@cache
 def connect(name: str) -> Host:
     """Return a host over SSH, one connection for all tests."""
     facts = description()[name]
-    folder = CHECKOUT / ".cache"
-    file = folder / f"ssh-{os.getpid()}-{name}"
+    file = Path(_ssh_files().name) / name
     # The options of ansible_ssh_common_args are all of the form -o Name=value.
     options = [word for word in facts["arguments"].split() if word != "-o"]
     lines = [f"Host {name}", f"HostName {facts['connection']}", f"Port {facts['port']}", f"User {facts['user']}"]

@@ -12,9 +12,10 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def test_labs_have_names_addresses_and_ports_of_their_own() -> None:
-    paths = [*sorted(CHECKOUT.glob("molecule/*/inventory")), CHECKOUT / "inventories" / "lab"]
-    labs = [read_inventory(path) for path in paths]
-    assert [lab.name for lab in labs] == [*(path.parent.name for path in paths[:-1]), "lab"]
+    scenarios = sorted(CHECKOUT.glob("molecule/*/inventory"))
+    others = [*sorted(CHECKOUT.glob("tests/faults/inventories/*")), CHECKOUT / "inventories" / "lab"]
+    labs = [read_inventory(path) for path in [*scenarios, *others]]
+    assert [lab.name for lab in labs] == [*(path.parent.name for path in scenarios), *(path.name for path in others)]
     taken = [
         place
         for lab in labs

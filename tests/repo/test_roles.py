@@ -25,6 +25,10 @@ def loaded(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def defaults_of(role: str) -> dict[str, Any]:
+    return loaded(ROOT / "roles" / role / "defaults" / "main.yml") or {}
+
+
 def options(role: str) -> dict[str, Any]:
     specification = loaded(ROOT / "roles" / role / "meta" / "argument_specs.yml")
     return specification["argument_specs"]["main"].get("options", {})
@@ -61,7 +65,7 @@ def test_a_role_is_complete(role: str, part: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_defaults_equal_the_specification(role: str) -> None:
     specified = {name: option["default"] for name, option in options(role).items() if "default" in option}
-    assert (loaded(ROOT / "roles" / role / "defaults" / "main.yml") or {}) == specified
+    assert defaults_of(role) == specified
     assert [
         name for name, option in options(role).items() if "default" not in option and not option.get("required")
     ] == []
@@ -140,3 +144,34 @@ def test_every_variable_of_the_contract_is_known_and_read() -> None:
         if name not in read_by_plugins and all(path.startswith(declared) for path in mentioned.get(name, ()))
     }
     assert unread == set()
+
+
+INSTALLERS = {
+    "etcd": ["etcd"],
+    "control_plane": ["control_plane"],
+    "worker": ["container_runtime", "node", "kube_proxy"],
+}
+
+
+@pytest.mark.parametrize("kind", INSTALLERS)
+def test_preflight_asks_for_what_the_roles_install(kind: str) -> None:
+    asked = loaded(ROOT / "roles" / "preflight" / "vars" / "main.yml")["__preflight_artifacts_by_kind"][kind]
+    installed = [
+        artifact["name"]
+        for role in INSTALLERS[kind]
+        for artifact in loaded(ROOT / "roles" / role / "vars" / "main.yml")[f"__{role}_artifacts"]
+    ]
+    assert sorted(artifact["name"] for artifact in asked) == sorted(installed)
+
+
+def test_images_are_named_as_in_the_catalogue() -> None:
+    """An archive is imported under the catalogue's reference; a role that named another one would ask a registry."""
+    catalogue = loaded(ROOT / "data" / "catalogue.yml")["artifacts"]
+    images = {entry["names"][0]: entry["image"]["reference"] for entry in catalogue if entry["kind"] == "image"}
+    archived = loaded(ROOT / "roles" / "container_runtime" / "vars" / "main.yml")["__container_runtime_archived_images"]
+    assert {image["name"] for image in archived} == set(images)
+    defaults = {name: value for role in ROLES for name, value in defaults_of(role).items()}
+    used = {value for name, value in defaults.items() if name.endswith("_image")}
+    assert used == {
+        reference.replace("{version}", "{{ cluster_versions." + name + " }}") for name, reference in images.items()
+    }
