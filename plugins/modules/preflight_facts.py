@@ -160,6 +160,7 @@ facts:
       type: dict
 """
 
+import contextlib
 import ctypes
 import glob
 import gzip
@@ -172,7 +173,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -327,14 +328,18 @@ def listeners(ports: set[int]) -> list[dict[str, Any]]:
 
 def find_owners(sockets: dict[str, dict[str, Any]]) -> None:
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            descriptors = [os.readlink(entry.path) for entry in os.scandir(process / "fd")]  # noqa: PTH115 - hot path
-        except OSError:
-            continue
-        for target in descriptors:
+        for target in descriptors_of(process):
             inode = target[len("socket:[") : -1] if target.startswith("socket:[") else ""
             if inode in sockets and not sockets[inode]["process"]:
                 sockets[inode].update(process=program_of(process), pid=int(process.name))
+
+
+def descriptors_of(process: Path) -> Iterator[str]:
+    """Yield what a process's descriptors lead to, passing over those that it closes meanwhile."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(process / "fd"):
+            with contextlib.suppress(OSError):
+                yield os.readlink(entry.path)  # noqa: PTH115 - hot path
 
 
 def program_of(process: Path) -> str:
