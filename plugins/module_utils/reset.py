@@ -74,7 +74,24 @@ PRUNED = (
 )
 # Component -> what it leaves. Paths may end in a pattern of their last part.
 FOLDERS: dict[str, tuple[str, ...]] = {
-    "etcd": ("/etc/etcd", ETCD_DATA),
+    "etcd": (
+        "/etc/etcd",
+        ETCD_DATA,
+        # What restores, lost members and moves of versions left beside: each holds all secrets of the cluster.
+        ETCD_DATA + ".before-*",
+        ETCD_DATA + ".restore-*",
+        ETCD_DATA + ".restore.json",
+        ETCD_DATA + ".undone-*",
+        "/var/lib/etcd-restore",
+        "/var/lib/etcd-snapshots",
+    ),
+    "etcd-backup": (
+        "/etc/plainkube/etcd-backup",
+        "/usr/local/lib/plainkube/ansible_collections",
+        "/var/cache/etcd-backup",
+        "/var/lib/etcd-backup",
+        "/var/lib/prometheus/node-exporter/plainkube-etcd-*.prom",
+    ),
     "kube-apiserver": ("/etc/kubernetes", "/var/log/kube-apiserver"),
     "kube-controller-manager": ("/etc/kubernetes",),
     "kube-scheduler": ("/etc/kubernetes",),
@@ -320,7 +337,10 @@ def mounts_to_undo(facts: Facts, ours: set[str]) -> list[str]:
 
 def places(component: str, etcd_data: str) -> tuple[str, ...]:
     """Return the paths, or patterns of paths, that a component leaves."""
-    return tuple(etcd_data if path == ETCD_DATA else path for path in FOLDERS.get(component, ()))
+    return tuple(
+        etcd_data + path[len(ETCD_DATA) :] if path == ETCD_DATA or path.startswith(ETCD_DATA + ".") else path
+        for path in FOLDERS.get(component, ())
+    )
 
 
 def wanted_folders(facts: Facts, ours: set[str]) -> dict[str, FolderFact]:
