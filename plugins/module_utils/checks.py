@@ -399,6 +399,48 @@ def attempt_etcd_first_start(definition: Definition) -> Result:
     return Result(True, "no cluster answers yet", expected)
 
 
+def attempt_etcd_leads(definition: Definition) -> Result:
+    """The member at endpoint leads its cluster."""
+    import json
+
+    expected = f"{definition['endpoint']} leads"
+    try:
+        status, body = get(
+            f"{str(definition['endpoint']).rstrip('/')}/v3/maintenance/status", {**definition, "body": "{}"}
+        )
+        answer = json.loads(body)
+        leader, own = answer.get("leader"), answer["header"]["member_id"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Result(False, _why(error) if isinstance(error, (OSError, ValueError)) else "no status", expected)
+    return Result(status == 200 and leader == own, "it leads" if leader == own else "another leads", expected)
+
+
+def attempt_etcd_agreement(definition: Definition) -> Result:
+    """All members hold the same data, by HashKV at one revision."""
+    from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_client import Connection, EtcdError
+    from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_cluster import data_agree, problems
+    from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_cluster_io import survey
+
+    endpoints = tuple(str(endpoint).rstrip("/") for endpoint in definition["endpoints"])
+    expected = f"all {len(endpoints)} etcd members hold the same data"
+    try:
+        view = survey(
+            Connection(
+                endpoints,
+                ca_cert=definition.get("ca"),
+                client_cert=definition.get("certificate"),
+                client_key=definition.get("key"),
+                timeout=_timeout(definition),
+            )
+        )
+    except EtcdError as error:
+        return Result(False, str(error), expected)
+    hashed = [seen.title for seen in view.members if seen.hash]
+    if data_agree(view) and len(hashed) == len(view.voters):
+        return Result(True, f"the same at revision {view.revision}", expected)
+    return Result(False, "; ".join(problems(view)) or f"only {', '.join(hashed) or 'nobody'} told a hash", expected)
+
+
 # --- Nodes ------------------------------------------------------------------------------------------------------------
 
 
@@ -451,6 +493,8 @@ KINDS: dict[str, Kind] = {
     "dns": Kind(attempt_dns, frozenset({"server", "name"}), frozenset({"record", "port", "expect"})),
     "etcd_members": Kind(attempt_etcd_members, frozenset({"endpoints"}), TLS_KEYS | {"expect_healthy", "own"}),
     "etcd_first_start": Kind(attempt_etcd_first_start, frozenset({"data_dir", "member", "endpoints"}), TLS_KEYS),
+    "etcd_leads": Kind(attempt_etcd_leads, frozenset({"endpoint"}), TLS_KEYS),
+    "etcd_agreement": Kind(attempt_etcd_agreement, frozenset({"endpoints"}), TLS_KEYS),
     "node_ready": Kind(attempt_nodes_ready, frozenset({"url", "name"}), TLS_KEYS),
     "nodes_ready": Kind(attempt_nodes_ready, frozenset({"url", "names"}), TLS_KEYS),
 }

@@ -65,6 +65,7 @@ ITEM_ARGUMENTS = {
     "ready": {"type": "list", "elements": "str", "default": []},
     "before_start": {"type": "list", "elements": "str", "default": []},
     "before_restart": {"type": "list", "elements": "str", "default": []},
+    "defer": {"type": "list", "elements": "str", "default": []},
     "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
     "enabled": {"type": "bool"},
     "reload": {"type": "bool", "default": False},
@@ -85,7 +86,7 @@ class UnitError(PlainkubeError):
 
 
 # The keys of an item that name checks.
-CHECK_LISTS = ("ready", "before_start", "before_restart")
+CHECK_LISTS = ("ready", "before_start", "before_restart", "defer")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Wanted:
     ready: tuple[str, ...] = ()
     before_start: tuple[str, ...] = ()
     before_restart: tuple[str, ...] = ()
+    defer: tuple[str, ...] = ()
     state: str = "started"
     enabled: bool = True
     reload: bool = False
@@ -104,7 +106,7 @@ class Wanted:
     @property
     def checks(self) -> list[str]:
         """The names of all checks that may be asked for this unit."""
-        return [*self.ready, *self.before_start, *self.before_restart]
+        return [*self.ready, *self.before_start, *self.before_restart, *self.defer]
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class Plan:
     enablement: str = "none"
     daemon_reload: bool = False
     reasons: tuple[str, ...] = ()
+    deferred: bool = False
 
     @property
     def changed(self) -> bool:
@@ -217,6 +220,10 @@ class Plan:
         """Whether there is nothing to do but to see the unit come up."""
         return self.wanted.state == "started" and self.action == "none" and self.unit.starting
 
+    def left_for_later(self) -> Plan:
+        """Return the plan of a unit whose process is not to be interrupted yet."""
+        return replace(self, action="none", deferred=True)
+
     def result(self) -> dict[str, object]:
         """Return what the plugin reports about this unit."""
         return {
@@ -226,6 +233,7 @@ class Plan:
             "reasons": list(self.reasons),
             "interrupts": self.disturbs,
             "waits": self.waits,
+            "deferred": self.deferred,
             "changed": self.changed,
         }
 

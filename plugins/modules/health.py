@@ -41,6 +41,9 @@ options:
         goes down."
       - "C(etcd_first_start): C(data_dir) has data, or no cluster at C(endpoints) remembers that C(member) had some;
         C(ca), C(certificate), C(key)."
+      - "C(etcd_leads): the member at C(endpoint) leads its cluster; C(ca), C(certificate), C(key)."
+      - "C(etcd_agreement): the members at C(endpoints) hold the same data, by HashKV at one revision; C(ca),
+        C(certificate), C(key)."
       - "C(node_ready): C(url), C(ca), C(certificate), C(key), C(name). C(nodes_ready): the same with C(names)."
     type: dict
 attributes:

@@ -130,7 +130,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ansible_facts:
-  description: The facts C(hostname) and C(os_family), as Ansible's own M(ansible.builtin.setup) would return them.
+  description:
+    - The facts C(hostname) and C(os_family), as Ansible's own M(ansible.builtin.setup) would return them, and
+      C(installed_etcd_version), the version of etcd that this collection has installed, empty if there is none.
   returned: always
   type: dict
 facts:
@@ -444,6 +446,12 @@ def foreign_networks() -> list[str]:
     )
 
 
+def version_behind(link: str) -> str:
+    """Return the version that a link to an installed artifact leads to, empty if there is none."""
+    path = Path(link)
+    return path.readlink().parent.name if path.is_symlink() else ""
+
+
 def main() -> None:
     began = time.time()
     module = AnsibleModule(argument_spec={"host": {"type": "dict", "required": True}}, supports_check_mode=True)
@@ -464,7 +472,11 @@ def main() -> None:
         "fsync_p99_milliseconds": fsync_p99_milliseconds(host["etcd_data_dir"]) if measure else None,
     }
     # In Ansible's own words, so that later roles need not ask the host again.
-    known = {"hostname": facts["hostname"], "os_family": FAMILIES.get(facts["family"], facts["family"])}
+    known = {
+        "hostname": facts["hostname"],
+        "os_family": FAMILIES.get(facts["family"], facts["family"]),
+        "installed_etcd_version": version_behind("/usr/local/bin/etcd"),
+    }
     module.exit_json(changed=False, facts=facts, ansible_facts=known, began=began, ended=time.time())
 
 

@@ -53,6 +53,14 @@ options:
         type: list
         elements: str
         default: []
+      defer:
+        description:
+          - Names of checks. While all of them pass, a process that would have to be interrupted is left alone, and the
+            answer says RV(deferred). A later task without them does it then, such as that of the leader after its
+            followers.
+        type: list
+        elements: str
+        default: []
       state:
         description: Whether the unit is to run.
         type: str
@@ -144,9 +152,16 @@ units:
     waits:
       description: Whether the unit was on its way up already, so that there is nothing to do but to wait.
       type: bool
+    deferred:
+      description: Whether its interruption is left for a later task, by O(items[].defer).
+      type: bool
     changed:
       description: Whether anything was done for this unit.
       type: bool
+deferred:
+  description: Whether any unit's interruption is left for a later task.
+  returned: success
+  type: bool
 """
 
 import time
@@ -205,6 +220,21 @@ def look(wanted: list[Wanted], inputs_must_exist: bool) -> list[Plan]:
             "write them before this task, correct the path, or leave it out."
         )
     return plans
+
+
+def with_deferred(plans: list[Plan], definitions: dict[str, Any]) -> list[Plan]:
+    """Return the plans, those of processes that are not to be interrupted yet without their action."""
+    return [
+        plan.left_for_later()
+        if plan.disturbs and plan.wanted.defer and all_pass(pick(definitions, list(plan.wanted.defer)))
+        else plan
+        for plan in plans
+    ]
+
+
+def all_pass(definitions: dict[str, Any]) -> bool:
+    """Return whether all checks pass now."""
+    return all(result.ok for result in wait_for(definitions, 0).values())
 
 
 @dataclass(frozen=True)
@@ -342,14 +372,18 @@ def main() -> None:
     try:
         wanted = wanted_units(module.params["items"])
         require_sound(pick(definitions, [name for want in wanted for name in want.checks]))
-        plans = look(wanted, inputs_must_exist=not module.check_mode)
+        plans = with_deferred(look(wanted, inputs_must_exist=not module.check_mode), definitions)
         if not (module.check_mode or module.params["look"]):
             act = Act(plans, definitions, module.params["deadline"])
             act.run()
     except PlainkubeError as error:
         changed = act is not None and act.touched
         module.fail_json(msg=str(error), changed=changed, units=[plan.result() for plan in plans])
-    answer = {"changed": any(plan.changed for plan in plans), "units": [plan.result() for plan in plans]}
+    answer = {
+        "changed": any(plan.changed for plan in plans),
+        "deferred": any(plan.deferred for plan in plans),
+        "units": [plan.result() for plan in plans],
+    }
     if module._diff and answer["changed"]:
         answer["diff"] = make_diff(plans)
     module.exit_json(**answer)

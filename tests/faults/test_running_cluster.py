@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from faults_lab import ALL, FOLDER, UNITS, Lab, wait_for
+from faults_lab import ALL, CHECKOUT, FOLDER, UNITS, Lab, wait_for
 from kubernetes import client, config
 from plainkube_lab import podman
 from plainkube_lab.access import lab_folder
@@ -23,6 +25,7 @@ from plainkube_lab.model import LABEL
 from plainkube_lab.system import cache_folder
 
 CLUSTER_DNS = "10.96.0.10"
+ETCD, OLDER_ETCD = "etcd.service", "3.6.14"
 # Of each kind that the tests take apart: all with FAULTS=all, otherwise one.
 CONTROL_PLANE = ["alpha", "beta", "gamma"]
 
@@ -113,6 +116,50 @@ def test_a_changed_setting_restarts_what_it_is_for_and_one_host_at_a_time(lab: L
         # It asked during the whole run, twice a second unless an answer took longer.
         assert found["asked"] > run.seconds / 2, found
         before = after
+
+
+# Another version of etcd
+
+
+def test_etcd_moves_one_minor_back_and_forth_member_after_member(lab: Lab) -> None:
+    older = {"etcd_version": OLDER_ETCD, "etcd_allow_downgrade": True}
+    fill = [str(CHECKOUT / "tools" / "artifacts"), "fill", "--only", f"etcd={OLDER_ETCD}"]
+    subprocess.run([sys.executable, *fill], cwd=CHECKOUT, check=True)
+    pids = {key: process.pid for key, process in lab.processes().items()}
+    refused = lab.site(extra={"etcd_version": OLDER_ETCD})
+    assert refused.code != 0
+    assert "If that is meant, say so: -e etcd_allow_downgrade=true" in " ".join(refused.output.split())
+    assert {key: process.pid for key, process in lab.processes().items()} == pids
+    members = lab.members("etcd")
+    for extra, version in [(older, OLDER_ETCD), ({}, "3.7.")]:
+        with lab.asking(lab.worker, "api", f"/api/v1/nodes/{lab.worker}") as findings:
+            before, leader = lab.processes(), leader_of_etcd(lab)
+            lab.converge(extra=extra)
+            after = lab.processes()
+            found = findings()
+        assert {host for host in members if after[host, ETCD].pid != before[host, ETCD].pid} == set(members)
+        turns = sorted(members, key=lambda host: after[host, ETCD].stopped)
+        assert turns[-1] == leader, "the leader goes last"
+        for first, second in zip(turns, turns[1:], strict=False):
+            assert after[first, ETCD].ready <= after[second, ETCD].stopped
+        said = lab.each(members, "set -a; . /etc/etcd/etcdctl.env; etcdctl endpoint status -w json")
+        versions = [entry["Status"]["version"] for text in said.values() for entry in json.loads(text)]
+        assert all(found_version.startswith(version) for found_version in versions), versions
+        assert found["failed"] == [], found
+        snapshots = lab.each(members, "ls /var/lib/etcd-snapshots 2>/dev/null || true")
+        assert any(text.strip() for text in snapshots.values()), "no snapshot was taken before the move"
+
+
+def leader_of_etcd(lab: Lab) -> str:
+    """Return the host whose member leads."""
+    host = lab.members("etcd")[0]
+    text = lab.ssh(host, "set -a; . /etc/etcd/etcdctl.env; etcdctl endpoint status -w json")
+    leader = next(
+        entry["Endpoint"]
+        for entry in json.loads(text)
+        if entry["Status"]["leader"] == entry["Status"]["header"]["member_id"]
+    )
+    return next(name for name, node in lab.nodes.items() if f"//{node.address}:" in leader)
 
 
 # A lost host

@@ -338,6 +338,7 @@ def item(**change: Any) -> dict[str, Any]:
         "ready": [],
         "before_start": [],
         "before_restart": [],
+        "defer": [],
         "state": "started",
         "enabled": None,
         "reload": False,

@@ -186,6 +186,25 @@ def test_look_only(systemd: Systemd, capfd: pytest.CaptureFixture[str]) -> None:
     assert systemd.said == []
 
 
+def test_an_interruption_left_for_later(systemd: Systemd, capfd: pytest.CaptureFixture[str]) -> None:
+    systemd.add("a.service")
+    systemd.add("b.service", active="inactive", sub="dead")
+    systemd.files["/etc/a"] = systemd.now
+    item: dict[str, Any] = {"name": "a", "inputs": ["/etc/a"], "defer": ["open"]}
+    for check in (True, False):
+        answer = run(capfd, item, check=check)
+        assert (answer["changed"], answer["deferred"], answer["units"][0]["deferred"]) == (False, True, True)
+    assert systemd.said == ["check open", "check open"]
+    # A start interrupts nobody, and who does not fulfil all checks does not wait.
+    answer = run(capfd, {"name": "b", "defer": ["open"]}, {**item, "defer": ["open", "closed"]})
+    assert [unit["action"] for unit in answer["units"]] == ["start", "restart"]
+    assert answer["deferred"] is False
+    # Nothing is asked when nothing is to be interrupted.
+    systemd.said.clear()
+    assert run(capfd, item)["deferred"] is False
+    assert systemd.said == []
+
+
 def test_closed_gate_leaves_the_process_alone(systemd: Systemd, capfd: pytest.CaptureFixture[str]) -> None:
     systemd.add("a.service")
     systemd.files["/etc/a"] = systemd.now
