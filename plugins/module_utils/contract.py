@@ -12,7 +12,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
@@ -36,6 +36,9 @@ GROUP_VARIABLES = {
     "control_plane": "plainkube_control_plane_group",
     "workers": "plainkube_workers_group",
 }
+
+# What no message may show.
+SECRET_VARIABLES = frozenset({"plainkube_backup_environment", "plainkube_backup_password"})
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # Names and values of labels in the Kubernetes API.
@@ -65,6 +68,13 @@ TAKEN_PORTS = {
     10259: "kube-scheduler",
 }
 LONGEST_CERTIFICATE_DAYS = 365
+BACKUP_REPOSITORY = re.compile(
+    r"s3:https?://[^/\s]+/\S+|sftp:(//)?[^/\s:]+(:\d+/|[:/])\S+|rest:https?://[^/\s]+/\S*|/\S+"
+)
+# The sandbox of the backup's service shows it none of these.
+HIDDEN_FROM_SERVICES = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
+SHORTEST_BACKUP_PASSWORD = 12
+ENVIRONMENT_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The CSR API signs nothing shorter; 90 days is the collection's own limit.
 KUBELET_CERTIFICATE_MINUTES = (10, 90 * 24 * 60)
 
@@ -211,7 +221,35 @@ def contract_faults(
                     words,
                 )
             )
-    return faults
+    faults += _backup_faults(shared)
+    return [_without_secret(fault) for fault in faults]
+
+
+def _without_secret(fault: Fault) -> Fault:
+    secret = re.split(r"[.\[]", fault.variable)[0] in SECRET_VARIABLES
+    return replace(fault, found="a value that is not shown here") if secret else fault
+
+
+def _backup_faults(shared: Variables) -> Iterator[Fault]:
+    repository, password = shared.get("plainkube_backup_repository"), shared.get("plainkube_backup_password")
+    if repository and password is not None and len(password) < SHORTEST_BACKUP_PASSWORD:
+        yield Fault(
+            INVENTORY,
+            "plainkube_backup_password",
+            "",
+            f"at least {SHORTEST_BACKUP_PASSWORD} characters, since plainkube_backup_repository is set",
+            "Make a long one, keep it in a vault, and a copy of it apart from the cluster: without it no backup opens.",
+        )
+    environment = shared.get("plainkube_backup_environment") or {}
+    for name in environment:
+        if not ENVIRONMENT_VARIABLE.fullmatch(str(name)) or "\n" in str(environment[name]):
+            yield Fault(
+                INVENTORY,
+                "plainkube_backup_environment",
+                "",
+                f"names of environment variables and values of one line (see {_shown(str(name))})",
+                "Correct it.",
+            )
 
 
 def zone_warnings(hosts: Mapping[str, Variables], etcd_members: Sequence[str]) -> list[str]:
@@ -590,6 +628,23 @@ def _absolute_folder(value: str) -> Iterator[Words]:
         )
 
 
+def _backup_repository(value: str) -> Iterator[Words]:
+    if not value:
+        return
+    wanted = "s3:https://host/bucket/folder, sftp:user@host:/folder, rest:https://host/folder or /folder"
+    if not BACKUP_REPOSITORY.fullmatch(value):
+        yield _shown(value), wanted, "Name one of them, or leave it empty to make no backups."
+    elif value.startswith(HIDDEN_FROM_SERVICES):
+        hidden = ", ".join(HIDDEN_FROM_SERVICES)
+        yield _shown(value), f"a folder that is not below {hidden}", "Mount it elsewhere, for example below /srv."
+    elif re.search(r"://[^/\s]*:[^/\s]*@", value):
+        yield (
+            "an address with a password in it",
+            "one without",
+            "Put user and password into plainkube_backup_environment: RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD.",
+        )
+
+
 def _certificate_days(value: int) -> Iterator[Words]:
     if not 1 <= value <= LONGEST_CERTIFICATE_DAYS:
         yield (
@@ -661,6 +716,7 @@ VALUE_CHECKS: dict[str, Callable[[Any], Iterator[Words]]] = {
     "plainkube_artifact_source": _artifact_source,
     "plainkube_artifact_folder": _absolute_folder,
     "plainkube_state_dir": _absolute_folder,
+    "plainkube_backup_repository": _backup_repository,
     "plainkube_certificate_days": _certificate_days,
     "plainkube_kubelet_certificate_minutes": _kubelet_certificate_minutes,
 }

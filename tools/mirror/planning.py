@@ -37,7 +37,7 @@ def select(
             for name, entry in known.items():
                 if version in entry["versions"] and "kube-apiserver" in entry["names"]:
                     wanted[name].add(version)
-                else:
+                elif not entry.get("on_demand"):
                     # What is in no matrix is a tool of its own: its newest version.
                     wanted[name].add(versions.get(name, entry["versions"][0]))
     if everything:
@@ -50,7 +50,8 @@ def select(
             if fault:
                 faults.append(fault)
             else:
-                narrowed.setdefault(name, set()).update({version} if version else wanted[name])
+                newest = known[name]["versions"][:1]
+                narrowed.setdefault(name, set()).update([version] if version else wanted[name] or newest)
         wanted = narrowed
     if faults:
         raise PlanError("\n".join(faults))

@@ -33,6 +33,7 @@ PACKAGES = {
         "openssl",
         "procps",
         "python3",
+        "restic",
         "socat",
         "sudo",
         "systemd",

@@ -47,6 +47,11 @@ def test_several_releases_share_and_everything_is_more() -> None:
     assert len(everything) == 2 * sum(len(entry["names"]) * len(entry["versions"]) for entry in CATALOGUE["artifacts"])
 
 
+def test_what_is_on_demand_comes_only_when_it_is_named() -> None:
+    assert not [title for title in titles(planning.select(CATALOGUE, ["1.37.1"])) if title.startswith("versitygw")]
+    assert titles(planning.select(CATALOGUE, ["1.37.1"], ["versitygw"])) == ["versitygw 1.8.0"]
+
+
 def test_only_narrows_or_names_a_version() -> None:
     assert titles(planning.select(CATALOGUE, ["1.36.4"], ["etcd", "containerd=2.3.4"])) == [
         "etcd 3.6.14",

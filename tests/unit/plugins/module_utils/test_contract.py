@@ -50,6 +50,50 @@ def faults_of(
     return contract.contract_faults(SPECIFICATION, inventory, version_words)
 
 
+PASSWORD = {"plainkube_backup_password": "correct horse battery"}
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "s3:https://s3.example.org/bucket/etcd",
+        "sftp:me@host:/srv/b",
+        "sftp://me@host:22//srv/b",
+        "rest:https://host/b/",
+        "/srv/b",
+    ],
+)
+def test_backups_may_go_to_many_places(repository: str) -> None:
+    assert faults_of({**PASSWORD, "plainkube_backup_repository": repository}) == []
+
+
+@pytest.mark.parametrize(
+    ("shared", "words"),
+    [
+        ({"plainkube_backup_repository": "/srv/b"}, "at least 12 characters"),
+        ({"plainkube_backup_repository": "/srv/b", "plainkube_backup_password": "short"}, "at least 12 characters"),
+        ({**PASSWORD, "plainkube_backup_repository": "/home/me/b"}, "Mount it elsewhere"),
+        ({**PASSWORD, "plainkube_backup_repository": "backups"}, "or /folder"),
+        ({**PASSWORD, "plainkube_backup_repository": "ftp://host/b"}, "or /folder"),
+        ({**PASSWORD, "plainkube_backup_repository": "sftp:host"}, "or /folder"),
+        ({**PASSWORD, "plainkube_backup_repository": "rest:https://me:hush@host/b/"}, "RESTIC_REST_PASSWORD"),
+        ({"plainkube_backup_environment": {"AWS KEY": "hush"}}, 'see "AWS KEY"'),
+        ({"plainkube_backup_environment": {"AWS_KEY": "hush\nhush"}}, 'see "AWS_KEY"'),
+    ],
+)
+def test_a_place_for_backups_is_complete_and_no_secret_is_shown(shared: dict[str, Any], words: str) -> None:
+    (fault,) = faults_of(shared)
+    assert words in str(fault)
+    assert "hush" not in str(fault)
+    assert "short" not in str(fault)
+
+
+def test_secrets_that_differ_between_hosts_are_not_shown() -> None:
+    found = faults_of(hosts={"a": PASSWORD, "b": {"plainkube_backup_password": ["hush"]}})
+    assert [fault.variable for fault in found if "backup" in fault.variable]
+    assert not [fault for fault in found if "horse" in str(fault) or "hush" in str(fault)]
+
+
 def test_a_sound_inventory_has_no_fault() -> None:
     assert faults_of(playing="abc") == []
 
