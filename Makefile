@@ -67,6 +67,11 @@ faults: dev ## What a cluster must survive: killed runs, lost hosts, changed fla
 bench: dev ## Time and task counts for 1, 3 and 6 hosts, as a table and as one line of JSON
 	@$(VENV)/python tests/bench/bench.py
 
+.PHONY: bench-etcd
+bench-etcd: dev ## Snapshots and v2 migrations of etcd against etcdctl's own: seconds, memory, and lines of JSON
+	@$(VENV)/python tests/bench/bench_etcd.py
+	@$(VENV)/python tests/bench/bench_etcd_migration.py
+
 .PHONY: docs
 docs: dev ## Writes the generated reference anew
 	@$(VENV)/python tools/generate-docs
