@@ -72,6 +72,11 @@ bench-etcd: dev ## Snapshots and v2 migrations of etcd against etcdctl's own: se
 	@$(VENV)/python tests/bench/bench_etcd.py
 	@$(VENV)/python tests/bench/bench_etcd_migration.py
 
+.PHONY: bench-tenancy
+bench-tenancy: dev ## Quotas and LimitRanges of 1,000 namespaces beside kubernetes.core, and an audit of 5,000 pods: time, requests, memory
+	@$(VENV)/python tests/bench/bench_tenancy.py
+	@$(VENV)/python tests/bench/bench_audit.py
+
 .PHONY: docs
 docs: dev ## Writes the generated reference anew
 	@$(VENV)/python tools/generate-docs

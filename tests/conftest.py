@@ -7,8 +7,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from hypothesis import configuration, settings
+
+# What hypothesis remembers stands with the other caches; a busy machine is no reason to fail.
+configuration.set_hypothesis_home_dir(Path(__file__).resolve().parents[1] / ".cache" / "hypothesis")
+settings.register_profile("plainkube", deadline=None)
+settings.load_profile("plainkube")
 
 
 class WebServer:
