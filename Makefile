@@ -53,7 +53,7 @@ repo: dev ## Consistency of the tree, and lint
 
 .PHONY: integration
 integration: dev ## Plugins and playbooks through ansible-playbook on this machine
-	@$(VENV)/pytest tests/integration
+	@$(VENV)/pytest --numprocesses=3 --dist=loadfile tests/integration
 
 .PHONY: molecule
 molecule: dev ## One scenario on nodes of its own: SCENARIO=default, ha, external-etcd, debian13 or vm

@@ -36,7 +36,8 @@ def stages() -> dict[str, list[str]]:
     plain = {
         "unit": ["pytest", "tests/unit"],
         "repo": ["pytest", "tests/repo"],
-        "integration": ["pytest", "tests/integration"],
+        # Its tests wait for servers most of the time; a file's tests share theirs.
+        "integration": ["pytest", "--numprocesses=3", "--dist=loadfile", "tests/integration"],
         "faults": ["pytest", "tests/faults"],
     }
     commands = {name: [str(BIN / words[0]), *words[1:]] for name, words in plain.items()}

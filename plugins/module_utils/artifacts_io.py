@@ -45,6 +45,8 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.files_io import 
 AT_ONCE = 4
 LOCK_SECONDS = 300
 IMPORT_SECONDS = 300
+# What containerd's CRI plugin tells the kubelet about such an image: leave it.
+PINNED = "io.cri-containerd.pinned=pinned"
 EXECUTABLE, PLAIN, FOLDER = 0o755, 0o644, 0o755
 
 
@@ -402,6 +404,8 @@ def _load(root: str, item: dict[str, Any]) -> list[str]:
                 f"{title(item)}: {archive} was imported, but containerd has no image {item['reference']}: "
                 "the archive names another one"
             ]
+        # No registry has it to give back: the kubelet must not clear it away when the disk fills.
+        _ctr(["images", "label", item["reference"], PINNED], IMPORT_SECONDS)
     except ArtifactsError as error:
         return [
             f"{title(item)}: containerd does not take {archive}: {error}. "

@@ -127,6 +127,7 @@ class Workload:
 
     def create(self, image: str) -> None:
         """Make the objects; what a killed run left of them is used."""
+        self.wait_for_end_of_namespace()
         namespace, service, daemonset = workload.objects(self.namespace, image)
         for create, arguments in (
             (self.core.create_namespace, (namespace,)),
@@ -140,10 +141,23 @@ class Workload:
                 except ApiException as error:
                     if error.status == 409:
                         break
-                    # The namespace of an earlier run is still going away, or its service account is not there yet.
+                    # The namespace's service account is not there yet.
                     if error.status != 403:
                         raise
                     self.wait(f"{create.__name__} is refused: {error.body}")
+
+    def wait_for_end_of_namespace(self) -> None:
+        """Return once the namespace of an earlier run is gone, if that is going away."""
+        while True:
+            try:
+                found = self.core.read_namespace(self.namespace)
+            except ApiException as error:
+                if error.status == 404:
+                    return
+                raise
+            if not found.metadata.deletion_timestamp:
+                return
+            self.wait("it is still being removed")
 
     def node_objects(self) -> list[dict[str, Any]]:
         """Return all nodes as plain data."""

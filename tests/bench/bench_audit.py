@@ -34,7 +34,7 @@ from ansible_collections.plainkube.cluster.plugins.plugin_utils.audit_data impor
     report_template,
     shipped_rules,
 )
-from servers import ApiServer  # noqa: E402
+from api_servers import ApiServer  # noqa: E402
 
 RUNS = 3
 LIMITS = {"audit_seconds": 5.0, "audit_mib": 150}

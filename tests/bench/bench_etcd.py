@@ -26,7 +26,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT / "tests" / "integration" / "etcd"), str(CHECKOUT / "collections")]
 
-from servers import V3_7, EtcdServers, binaries, cluster  # noqa: E402
+from etcd_servers import V3_7, EtcdServers, binaries, cluster  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CHECKOUT / "collections"), "ETCDCTL_API": "3"}
 MODULES = "ansible_collections.plainkube.cluster.plugins"

@@ -22,9 +22,9 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT / "tests" / "integration" / "etcd"))
 
+from etcd_servers import V3_4, V3_6, binaries  # noqa: E402
 from old_cluster import KeyWriter, OldCluster, old_cluster  # noqa: E402
 from run_module import run_module  # noqa: E402
-from servers import V3_4, V3_6, binaries  # noqa: E402
 
 WRITES_A_SECOND = 200
 VALUE_BYTES = 1024

@@ -30,7 +30,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.tenants import (
     members,
     objects,
 )
-from servers import ApiServer  # noqa: E402
+from api_servers import ApiServer  # noqa: E402
 
 BIN = Path(sys.executable).parent
 SECOND_RUNS = 3

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,14 @@ def test_kubelets_rotate_their_own_client_certificate(host: Host) -> None:
     assert lifetime <= timedelta(days=90, minutes=10)
     assert "signer" in certificate.issuer.rfc4514_string()
     assert certificate.not_valid_after_utc > datetime.now(certificate.not_valid_after_utc.tzinfo)
+
+
+@pytest.mark.on("nodes")
+def test_the_kubelet_never_clears_an_image_of_ours_away(host: Host) -> None:
+    images = json.loads(host.check_output("crictl images -o json"))["images"]
+    pinned = {tag: image["pinned"] for image in images for tag in image["repoTags"]}
+    assert len(pinned) >= 3
+    assert all(pinned.values()), pinned
 
 
 @pytest.mark.on("nodes")

@@ -1,13 +1,13 @@
 # Copyright: Plainkube contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What the tests with real etcd servers share; servers.py and run_module.py have the rest."""
+"""What the tests with real etcd servers share; etcd_servers.py and run_module.py have the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from servers import V3_7, EtcdServers, Pki, cluster
+from etcd_servers import V3_7, EtcdServers, Pki, cluster
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from servers import V3_4, V3_6, EtcdServers, Member, Pki, binaries, wait_until
+from etcd_servers import V3_4, V3_6, EtcdServers, Member, Pki, binaries, wait_until
 
 SERVICE = """#!/bin/sh
 # service start-old|start-new|stop: runs one process at a time

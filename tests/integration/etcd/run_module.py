@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from servers import CHECKOUT
+from etcd_servers import CHECKOUT
 
 
 def run_module(name: str, arguments: dict[str, Any], check: bool = False, diff: bool = False) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_backup_io import lease_id
+from etcd_servers import CACHE, CHECKOUT, V3_7, EtcdServers, binaries, cluster, free_ports, wait_until
 from jinja2 import Environment
-from servers import CACHE, CHECKOUT, V3_7, EtcdServers, binaries, cluster, free_ports, wait_until
 
 ROLE = CHECKOUT / "roles" / "etcd_backup"
 PASSWORD = "the password of the repository"

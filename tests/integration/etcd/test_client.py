@@ -28,7 +28,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_client impo
     http_get,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_cluster_io import MemberApi
-from servers import V3_4, V3_7, VERSIONS, EtcdServers, Pki, cluster, free_ports, wait_until
+from etcd_servers import V3_4, V3_7, VERSIONS, EtcdServers, Pki, cluster, free_ports, wait_until
 
 
 def connect(servers: EtcdServers, **more: Any) -> Connection:

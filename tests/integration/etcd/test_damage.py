@@ -20,8 +20,8 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.bbolt import (
     open_database,
     verify_snapshot,
 )
+from etcd_servers import V3_5, V3_7, binaries, cluster
 from run_module import run_module
-from servers import V3_5, V3_7, binaries, cluster
 
 PAGE = 4096
 META_FIELDS = {"root": 32, "freelist": 48, "pages": 56, "transaction": 64}

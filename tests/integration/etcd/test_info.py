@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_servers import V3_3, V3_4, V3_5, V3_5_OLD, V3_6, V3_7, EtcdServers, Member, Pki, binaries, cluster, wait_until
 from run_module import run_module
-from servers import V3_3, V3_4, V3_5, V3_5_OLD, V3_6, V3_7, EtcdServers, Member, Pki, binaries, cluster, wait_until
 
 Answer = dict[str, Any]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_servers import CHECKOUT, V3_3, V3_4, V3_5, V3_5_OLD, V3_6, V3_7, Pki, binaries, wait_until
 from old_cluster import KeyWriter, OldCluster, old_cluster
 from run_module import run_module, start_module
-from servers import CHECKOUT, V3_3, V3_4, V3_5, V3_5_OLD, V3_6, V3_7, Pki, binaries, wait_until
 
 KEYS = {
     "/a": "1",

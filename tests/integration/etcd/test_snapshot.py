@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from ansible_collections.plainkube.cluster.plugins.module_utils.bbolt import open_database
 from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_snapshot_io import LOCK_NAME, WORK_PREFIX
+from etcd_servers import V3_3, V3_4, V3_5, V3_6, V3_7, EtcdServers, Pki, binaries, cluster, wait_until
 from run_module import run_module, start_module
-from servers import V3_3, V3_4, V3_5, V3_6, V3_7, EtcdServers, Pki, binaries, cluster, wait_until
 
 SECRET = "correct-horse-battery-staple"
 

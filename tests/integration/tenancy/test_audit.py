@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api import path_of
+from api_servers import ApiServer, FaultProxy
 from audit_examples import NOW, ROOT, examples, shipped_rules, whole
-from conftest import Answer, run_module
-from servers import ApiServer, FaultProxy
+from module_runs import Answer, run_module
 
 TEMPLATE = (ROOT / "data" / "audit-report.html.j2").read_text(encoding="utf-8")
 # Not in a namespace, so that found and near miss would be in each other's way.

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api import RESOURCES
-from conftest import Answer, module_process, run_module
-from servers import ApiServer, FaultProxy
+from api_servers import ApiServer, FaultProxy
+from module_runs import Answer, module_process, run_module
 
 NAMESPACES = [f"team-{number}" for number in range(12)]
 PROFILE = {

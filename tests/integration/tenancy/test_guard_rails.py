@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api import RESOURCES, Forbidden, path_of
+from api_servers import ApiServer
 from audit_examples import ROOT, examples, shipped_rules, whole
-from conftest import Answer, run_module
-from servers import ApiServer
+from module_runs import Answer, run_module
 
 GUARDED = [rule["id"] for rule in shipped_rules() if rule.get("guard")]
 # Seconds until an API server has heard of a new policy.

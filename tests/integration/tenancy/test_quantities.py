@@ -16,9 +16,9 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.quantities impor
     parse_quantity,
     stored,
 )
+from api_servers import ApiServer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
-from servers import ApiServer
 
 ACCEPTED = [
     "0",

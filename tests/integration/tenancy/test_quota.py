@@ -21,10 +21,10 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api i
 from ansible_collections.plainkube.cluster.plugins.module_utils.quantities import parse_quantity
 from ansible_collections.plainkube.cluster.plugins.module_utils.quota_checks import refusals
 from ansible_collections.plainkube.cluster.plugins.module_utils.tenants import document_of, faults_of
-from conftest import Answer, run_module
+from api_servers import CHECKOUT, ApiServer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
-from servers import CHECKOUT, ApiServer
+from module_runs import Answer, run_module
 
 Document = dict[str, Any]
 FULL_PROFILE: dict[str, Any] = {

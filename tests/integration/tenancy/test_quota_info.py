@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import Answer, run_module
-from servers import ApiServer
+from api_servers import ApiServer
+from module_runs import Answer, run_module
 
 DOCUMENT = {
     "tenants": {"shop": {"profile": "web", "namespaces": ["a", "b"], "budget": {"requests.memory": "8Gi"}}},

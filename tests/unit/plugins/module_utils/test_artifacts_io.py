@@ -209,6 +209,7 @@ FAKE_CTR = """#!/bin/sh
 case "$3 $4" in
   "images ls") cat {base}/loaded 2>/dev/null; exit 0;;
   "images import") echo {reference} > {base}/loaded;;
+  "images label") echo "$5 $6" > {base}/labelled;;
 esac
 """
 
@@ -241,5 +242,6 @@ def test_an_image_is_kept_and_loaded_when_containerd_answers(tmp_path: Path, mon
     (tmp_path / "down").unlink()
     assert artifacts_io.act(root, [item], "amd64") == []
     assert artifacts_io.look(root, [item])[0]["image"] is True
+    assert (tmp_path / "labelled").read_text() == "example.com/pause:1 io.cri-containerd.pinned=pinned\n"
     [fault] = artifacts_io.act(root, [{**item, "reference": "example.com/other:1"}], "amd64")
     assert "has no image example.com/other:1" in fault
