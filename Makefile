@@ -52,8 +52,8 @@ repo: dev ## Consistency of the tree, and lint
 	@$(VENV)/pytest tests/repo
 
 .PHONY: integration
-integration: dev ## Plugins and playbooks through ansible-playbook on this machine
-	@$(VENV)/pytest --numprocesses=3 --dist=loadfile tests/integration
+integration: dev ## Plugins and playbooks through ansible-playbook on this machine, etcd and the API server as processes
+	@$(VENV)/python tests/run.py --only integration
 
 .PHONY: molecule
 molecule: dev ## One scenario on nodes of its own: SCENARIO=default, ha, external-etcd, debian13 or vm

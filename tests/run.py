@@ -23,6 +23,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 BIN = CHECKOUT / ".venv" / "bin"
 PREPARE = [sys.executable, "tools/cluster", "prepare"]
+PACKAGES = [sys.executable, "tools/cluster", "test-packages"]
 SCENARIOS = ["default", "ha", "external-etcd", "debian13", "vm"]
 # What a plain run leaves out, and why. Said at its end as well.
 ON_DEMAND = {
@@ -48,7 +49,7 @@ def stages() -> dict[str, list[str]]:
 
 def needs_lab(stage: str) -> bool:
     """Return whether a stage needs packages of this machine and a filled mirror."""
-    return stage.startswith("molecule:") or stage == "faults"
+    return stage.startswith("molecule:") or stage in ("faults", "integration")
 
 
 def run(command: list[str]) -> bool:
@@ -75,12 +76,15 @@ def main() -> int:
     if any(needs_lab(stage) for stage in chosen):
         commands = {"prepare": PREPARE, **commands}
         chosen = ["prepare", *chosen]
+    if "integration" in chosen:
+        commands = {"packages": PACKAGES, **commands}
+        chosen = ["packages", *chosen]
     for stage in chosen:
         print(f"\n=== {stage}", flush=True)
         begin = time.monotonic()
         passed = run(commands[stage])
         results.append((stage, passed, time.monotonic() - begin))
-        if stage == "prepare" and not passed:
+        if stage in ("packages", "prepare") and not passed:
             break
     print("\nStage                 result    seconds")
     for stage, passed, seconds in results:
