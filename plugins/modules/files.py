@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: files
 short_description: Write a list of files, folders and templates in one round trip
-version_added: 1.0.0
+version_added: 0.1.0
 author: Plainkube contributors (@plainkube)
 description:
   - Renders templates on the controller as M(ansible.builtin.template) does, sends all files in one call,

@@ -17,7 +17,7 @@ description:
   - Exemptions are the audit's annotations, on the object or its namespace. CEL has no clock, so that one which has run
     out still passes here and is a finding of the next audit.
   - Removes guard rails that are wanted no more, and only those that carry its labels.
-version_added: 0.1.0
+version_added: 0.2.0
 author:
   - Plainkube contributors (@plainkube)
 extends_documentation_fragment:

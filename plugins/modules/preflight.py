@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: preflight
 short_description: Judge all hosts of the play before anything is changed on them
-version_added: 1.0.0
+version_added: 0.1.0
 author: Plainkube contributors (@plainkube)
 description:
   - Takes what M(plainkube.cluster.preflight_facts) read on every host of the play and fails once with all faults.

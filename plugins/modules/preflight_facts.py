@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: preflight_facts
 short_description: Read what decides whether a cluster can be installed on a host
-version_added: 1.0.0
+version_added: 0.1.0
 author: Plainkube contributors (@plainkube)
 description:
   - Reads everything in one round trip and changes nothing. M(plainkube.cluster.preflight) judges it.

@@ -18,7 +18,7 @@ description:
   - The document is described by C(data/tenants.schema.json) and on the page C(docs/tenants.md).
 author:
   - Plainkube contributors (@plainkube)
-version_added: 0.1.0
+version_added: 0.2.0
 extends_documentation_fragment:
   - plainkube.cluster.api_access
 attributes:

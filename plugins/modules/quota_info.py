@@ -13,7 +13,7 @@ description:
   - Reads quotas with one list and nothing else. Quotas that no tenant has are shown without one.
 author:
   - Plainkube contributors (@plainkube)
-version_added: 0.1.0
+version_added: 0.2.0
 extends_documentation_fragment:
   - plainkube.cluster.api_access
 attributes:

@@ -15,7 +15,7 @@ description:
   - Fails when a new finding is as severe as O(fail_on), and when there was no workload to look at. Reports are written
     before that.
   - Changes nothing in the cluster. Runs where the API can be reached, the controller by default.
-version_added: 0.1.0
+version_added: 0.2.0
 author:
   - Plainkube contributors (@plainkube)
 extends_documentation_fragment:
