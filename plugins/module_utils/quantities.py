@@ -29,8 +29,11 @@ DECIMAL = {
     "P": Fraction(10**15),
     "E": Fraction(10**18),
 }
-# Digits may be missing beside a sign, a point or a suffix: the API reads such as 0.
+# Digits may be missing beside a sign, a point or a suffix: the API reads such as 0, but for the extremes, where its
+# other way of reading wants digits.
 NUMBER = re.compile(r"(?=.)([+-]?)([0-9]*(?:\.[0-9]*)?)(?:(Ki|Mi|Gi|Ti|Pi|Ei|[numkMGTPE])|[eE]([+-]?[0-9]+))?")
+WANT_DIGITS = ("Pi", "Ei")
+SMALLEST_EXPONENT_WITHOUT_DIGITS = -9
 # Nobody means such an exponent, and ten to its power would fill the memory.
 LARGEST_EXPONENT = 1000
 LARGEST = Fraction(2**63 - 1)
@@ -57,6 +60,8 @@ def parse_quantity(text: Any) -> Fraction:
     if abs(power) > LARGEST_EXPONENT:
         raise QuantityError(f"{text!r} has an exponent that nothing has; wanted at most {LARGEST_EXPONENT}")
     whole, _point, part = digits.partition(".")
+    if not whole + part and (suffix in WANT_DIGITS or power < SMALLEST_EXPONENT_WITHOUT_DIGITS):
+        raise QuantityError(f"{text!r} has no digits; wanted {WANTED}")
     value = Fraction(int((whole + part) or "0"), 10 ** len(part))
     value *= BINARY[suffix] if suffix in BINARY else DECIMAL[suffix or ""]
     value *= Fraction(10) ** power

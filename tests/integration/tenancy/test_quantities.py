@@ -129,6 +129,13 @@ def test_what_the_server_refuses_is_refused(api: Api, text: str) -> None:
 @example(text="9223372036854775807")
 @example(text="9223372036854775808")
 @example(text="1e-10")
+@example(text="Ti")
+@example(text="Pi")
+@example(text=".Ei")
+@example(text="e-9")
+@example(text="e-10")
+@example(text=".e-9")
+@example(text="+.n")
 def test_accepted_or_refused_alike(api: Api, text: str) -> None:
     answer = stored_by(api, text)
     assert (answer is not None) == is_taken(text)
