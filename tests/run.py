@@ -28,7 +28,7 @@ SCENARIOS = ["default", "ha", "external-etcd", "debian13", "vm"]
 # What a plain run leaves out, and why. Said at its end as well.
 ON_DEMAND = {
     "molecule:debian13": "the default scenario on Debian 13; a plain run has one Debian 13 host in molecule:ha",
-    "faults": "what a cluster survives takes half an hour by itself",
+    "faults": "what a cluster survives takes most of an hour by itself",
 }
 
 
