@@ -1,8 +1,8 @@
 # Copyright: Plainkube contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The JSON Schema of tenants documents, published as data/tenants.schema.json.
+"""The JSON Schema of tenants documents. tools/generate-docs publishes it as data/tenants.schema.json.
 
-Modules travel without data files, so that it stands here; a test keeps both the same.
+It stands here since modules travel without data files.
 """
 
 from __future__ import annotations
