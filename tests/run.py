@@ -31,6 +31,10 @@ ON_DEMAND = {
     "faults": "what a cluster survives takes most of an hour by itself",
 }
 
+# Of a stage that failed, its end is shown again at the very end, where a person looks first.
+KEPT_LINES = 8
+KEPT_BYTES = 8000
+
 
 def stages() -> dict[str, list[str]]:
     """Return the stages in order, each with its command."""
@@ -52,8 +56,8 @@ def needs_lab(stage: str) -> bool:
     return stage.startswith("molecule:") or stage in ("faults", "integration")
 
 
-def run(command: list[str]) -> bool:
-    """Run a command in the checkout and return whether it succeeded."""
+def run(command: list[str]) -> tuple[bool, list[str]]:
+    """Run a command in the checkout, and return whether it succeeded and the last lines that it printed."""
     print(f"    $ {shlex.join(command)}", flush=True)
     environment = {
         **os.environ,
@@ -63,7 +67,18 @@ def run(command: list[str]) -> bool:
         "ANSIBLE_FORCE_COLOR": "0",
         "PY_COLORS": "0",
     }
-    return subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode == 0
+    last = b""
+    with subprocess.Popen(
+        command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        # Not line by line: a person watches the dots come.
+        while part := os.read(process.stdout.fileno(), 65536):
+            sys.stdout.buffer.write(part)
+            sys.stdout.buffer.flush()
+            last = (last + part)[-KEPT_BYTES:]
+    lines = [line for line in last.decode(errors="replace").splitlines() if line.strip()]
+    return process.returncode == 0, lines[-KEPT_LINES:]
 
 
 def main() -> int:
@@ -72,6 +87,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(stages()), help="run this stage; may be given again")
     chosen = parser.parse_args().only or [stage for stage in stages() if stage not in ON_DEMAND]
     results: list[tuple[str, bool, float]] = []
+    ends: dict[str, list[str]] = {}
     commands = stages()
     if any(needs_lab(stage) for stage in chosen):
         commands = {"prepare": PREPARE, **commands}
@@ -82,8 +98,10 @@ def main() -> int:
     for stage in chosen:
         print(f"\n=== {stage}", flush=True)
         begin = time.monotonic()
-        passed = run(commands[stage])
+        passed, lines = run(commands[stage])
         results.append((stage, passed, time.monotonic() - begin))
+        if not passed:
+            ends[stage] = lines
         if stage in ("packages", "prepare") and not passed:
             break
     print("\nStage                 result    seconds")
@@ -92,6 +110,8 @@ def main() -> int:
     for stage, reason in ON_DEMAND.items():
         if stage not in chosen:
             print(f"{stage:<22}not run: {reason} (tests/run.py --only {stage})")
+    for stage, lines in ends.items():
+        print(f"\nThe end of {stage}, which failed:", *lines, sep="\n    ")
     failed = sum(not passed for _stage, passed, _seconds in results)
     print(f"\n{len(results) - failed} passed, {failed} failed")
     return 1 if failed else 0

@@ -18,7 +18,7 @@ description:
   - >-
     The address of a host is its C(plainkube_address), else its C(ansible_host), else its name.
     Role defaults of other hosts cannot be seen in hostvars, hence this rule here.
-positional: groups, etcd_group, control_plane_group, workers_group
+positional: groups, etcd_group, control_plane_group, workers_group, ingress_group, edge_group
 options:
   _input:
     description: The variables of all hosts (C(hostvars)).
@@ -40,6 +40,14 @@ options:
     description: Name of the group with the hosts that take workloads.
     type: str
     required: true
+  ingress_group:
+    description: Name of the group with the nodes that run the ingress controller.
+    type: str
+    default: ingress
+  edge_group:
+    description: Name of the group with the hosts outside the cluster that pass traffic on to it.
+    type: str
+    default: edge
 """
 
 EXAMPLES = r"""
@@ -52,7 +60,8 @@ RETURN = r"""
 _value:
   description:
     - Lists of hosts with C(name), C(address) and C(zone), sorted by name, under the keys C(etcd), C(control_plane),
-      C(workers), C(nodes) (control plane and workers, each host once) and C(all).
+      C(workers), C(nodes) (control plane and workers, each host once), C(ingress), C(edge) and C(all), in which the
+      hosts of the edge are not.
     - A group that the inventory lacks gives an empty list.
   type: dict
 """

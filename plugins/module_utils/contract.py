@@ -35,7 +35,11 @@ GROUP_VARIABLES = {
     "etcd": "plainkube_etcd_group",
     "control_plane": "plainkube_control_plane_group",
     "workers": "plainkube_workers_group",
+    "ingress": "plainkube_ingress_group",
+    "edge": "plainkube_edge_group",
 }
+# A cluster works without hosts of these groups, which are called so unless the inventory says otherwise.
+OPTIONAL_GROUPS = frozenset({"ingress", "edge"})
 
 # What no message may show.
 SECRET_VARIABLES = frozenset({"plainkube_backup_environment", "plainkube_backup_password"})
@@ -126,11 +130,14 @@ def topology(
     etcd_group: str,
     control_plane_group: str,
     workers_group: str,
+    ingress_group: str = "ingress",
+    edge_group: str = "edge",
 ) -> dict[str, list[dict[str, str]]]:
     """Return the cluster's hosts by what they are for: lists of name, address and zone, sorted by name.
 
-    nodes are all hosts with a kubelet. An address is plainkube_address, else ansible_host, else the name: hostvars has
-    what the inventory sets and not the role's defaults, so the rule of the default is repeated here.
+    nodes are all hosts with a kubelet; all are the cluster's own hosts, which those of the edge are not. An address is
+    plainkube_address, else ansible_host, else the name: hostvars has what the inventory sets and not the role's
+    defaults, so the rule of the default is repeated here.
     """
 
     def described(names: Iterable[str]) -> list[dict[str, str]]:
@@ -147,6 +154,7 @@ def topology(
     control_plane = list(groups.get(control_plane_group, ()))
     workers = list(groups.get(workers_group, ()))
     every = {host["name"]: host for host in described(etcd + control_plane + workers)}
+    ingress = [name for name in groups.get(ingress_group, ()) if name in every]
 
     def chosen(names: Iterable[str]) -> list[dict[str, str]]:
         return [every[name] for name in sorted(set(names))]
@@ -156,6 +164,8 @@ def topology(
         "control_plane": chosen(control_plane),
         "workers": chosen(workers),
         "nodes": chosen(control_plane + workers),
+        "ingress": chosen(ingress),
+        "edge": described(groups.get(edge_group, ())),
         "all": chosen(every),
     }
 
@@ -167,6 +177,7 @@ def node_labels(
     roles = {
         "node-role.kubernetes.io/control-plane": {host["name"] for host in topology_of_hosts["control_plane"]},
         "node-role.kubernetes.io/worker": {host["name"] for host in topology_of_hosts["workers"]},
+        "node-role.kubernetes.io/ingress": {host["name"] for host in topology_of_hosts["ingress"]},
     }
     labels: dict[str, dict[str, str]] = {}
     for host in topology_of_hosts["nodes"]:
@@ -418,6 +429,8 @@ def _group_faults(inventory: Inventory, shared: Variables) -> Iterator[Fault]:
             continue
         group = shared[variable]
         members = inventory.groups.get(group)
+        if not members and role in OPTIONAL_GROUPS and (members is not None or group == role):
+            continue
         if members is None:
             near = _nearest(group, [name for name in inventory.groups if name not in ("all", "ungrouped")])
             hint = (
@@ -442,6 +455,7 @@ def _group_faults(inventory: Inventory, shared: Variables) -> Iterator[Fault]:
         if len(etcd) > ETCD_SIZES[-1]:
             remedy = "Take hosts out of the group: each member more makes every write slower."
         yield Fault(INVENTORY, "plainkube_etcd_group", found, "1, 3, 5 or 7", remedy)
+    yield from _traffic_group_faults(inventory, shared)
     workers = _members(inventory, shared, "workers")
     kept_free = [
         name for name in workers if _keeps_pods_away(inventory.hosts.get(name, {}).get("plainkube_node_taints"))
@@ -464,6 +478,22 @@ def _group_faults(inventory: Inventory, shared: Variables) -> Iterator[Fault]:
             yield Fault(
                 INVENTORY, "--limit", f"a run without {', '.join(missing)}", "every etcd and control-plane host", remedy
             )
+
+
+def _traffic_group_faults(inventory: Inventory, shared: Variables) -> Iterator[Fault]:
+    members = {role: _members(inventory, shared, role) for role in GROUP_VARIABLES if GROUP_VARIABLES[role] in shared}
+    nodes = {*members.get("control_plane", ()), *members.get("workers", ())}
+    for name in members.get("ingress", ()):
+        if name not in nodes:
+            remedy = "Put it into the group of the workers too, or take it out of this one."
+            wanted = "hosts that run pods, since the ingress controller is one"
+            yield Fault(name, "plainkube_ingress_group", "a host without a kubelet", wanted, remedy)
+    for name in members.get("edge", ()):
+        inside = [role for role in ("etcd", "control_plane", "workers") if name in members.get(role, ())]
+        if inside:
+            remedy = "Take it out of one of the groups."
+            wanted = "hosts outside the cluster, which pass traffic on to it"
+            yield Fault(name, "plainkube_edge_group", f"a host that is in {', '.join(inside)} too", wanted, remedy)
 
 
 def _keeps_pods_away(taints: Any) -> bool:

@@ -213,6 +213,26 @@ def test_a_missing_group_is_likened_to_those_that_exist() -> None:
     assert "Rename group workers to worker, or set plainkube_workers_group to workers" in fault.remedy
 
 
+def test_ingress_and_edge_may_be_missing_but_not_misspelt() -> None:
+    assert faults_of(groups={"ingress": [], "edge": ["f"]}) == []
+    (fault,) = faults_of({"plainkube_ingress_group": "front"}, groups={"fronts": ["d"]})
+    assert (fault.variable, fault.found) == ("plainkube_ingress_group", 'no group "front"')
+    assert "fronts" in fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("groups", "host", "words"),
+    [
+        ({"ingress": ["d", "f"]}, "f", "a host without a kubelet"),
+        ({"edge": ["f", "a"]}, "a", "a host that is in etcd, control_plane too"),
+    ],
+)
+def test_ingress_is_on_nodes_and_the_edge_outside(groups: dict[str, list[str]], host: str, words: str) -> None:
+    (fault,) = faults_of(groups=groups)
+    assert fault.host == host
+    assert words in fault.found
+
+
 def test_taints_may_not_keep_pods_off_every_worker() -> None:
     taint = {"plainkube_node_taints": [{"key": "gpu", "effect": "NoSchedule"}]}
     assert faults_of(hosts={"d": taint}) == []
@@ -324,6 +344,19 @@ def test_topology_lists_hosts_by_what_they_are_for() -> None:
     assert [host["name"] for host in found["nodes"]] == ["192.0.2.9", "a"]
     assert [host["address"] for host in found["all"]] == ["192.0.2.9", "192.0.2.1", "192.0.2.2"]
     assert contract.topology({}, {}, "members", "cp", "workers")["all"] == []
+
+
+def test_topology_keeps_the_edge_apart() -> None:
+    hostvars = {"a": {"ansible_host": "192.0.2.1"}, "e": {"ansible_host": "192.0.2.5"}}
+    groups = {"etcd": ["a"], "cp": ["a"], "workers": [], "front": ["a", "e"], "border": ["e"]}
+    found = contract.topology(hostvars, groups, "etcd", "cp", "workers", "front", "border")
+    assert {kind: [host["name"] for host in found[kind]] for kind in ("ingress", "edge", "all")} == {
+        "ingress": ["a"],
+        "edge": ["e"],
+        "all": ["a"],
+    }
+    assert found["edge"][0]["address"] == "192.0.2.5"
+    assert contract.node_labels(hostvars, found)["a"]["node-role.kubernetes.io/ingress"] == ""
 
 
 def test_address_in_counts_from_the_network() -> None:
