@@ -462,7 +462,7 @@ def why(error: Exception, endpoint: str, seconds: float) -> str:
         return f"TLS failed: {text}"
     # TimeoutError and socket.timeout are two classes before Python 3.10.
     if isinstance(error, (TimeoutError, socket.timeout)):
-        return f"no answer within {seconds:g} s"
+        return f"no answer within {round(seconds, 1):g} s"
     if isinstance(error, socket.gaierror):
         return f"its name is not known: {error.strerror}"
     if isinstance(error, ConnectionRefusedError):

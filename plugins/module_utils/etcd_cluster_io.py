@@ -214,7 +214,7 @@ class _Survey:
             self.closed = True
             for endpoint, seen in self.found.items():
                 if not seen.health_reason and not seen.healthy:
-                    why = f"no answer within {self.seconds:g} s"
+                    why = f"no answer within {round(self.seconds, 1):g} s"
                     self.found[endpoint] = replace(seen, health_reason=why)
                     self.faults.append(Unreadable("health" if seen.status else "status", endpoint, why))
 
