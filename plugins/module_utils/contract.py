@@ -41,6 +41,9 @@ GROUP_VARIABLES = {
 # A cluster works without hosts of these groups, which are called so unless the inventory says otherwise.
 OPTIONAL_GROUPS = frozenset({"ingress", "edge"})
 
+# Every link of IPv6 carries the first (RFC 8200), the second is the longest packet of IPv4.
+POD_MTUS = range(1280, 65536)
+
 # What no message may show.
 SECRET_VARIABLES = frozenset({"plainkube_backup_environment", "plainkube_backup_password"})
 
@@ -675,6 +678,12 @@ def _backup_repository(value: str) -> Iterator[Words]:
         )
 
 
+def _pod_mtu(value: int) -> Iterator[Words]:
+    if value != 0 and value not in POD_MTUS:
+        wanted = f"0, or from {POD_MTUS.start} to {POD_MTUS.stop - 1} bytes"
+        yield str(value), wanted, "0 computes it from the hosts' links, which is right for most clusters."
+
+
 def _certificate_days(value: int) -> Iterator[Words]:
     if not 1 <= value <= LONGEST_CERTIFICATE_DAYS:
         yield (
@@ -747,6 +756,7 @@ VALUE_CHECKS: dict[str, Callable[[Any], Iterator[Words]]] = {
     "plainkube_artifact_folder": _absolute_folder,
     "plainkube_state_dir": _absolute_folder,
     "plainkube_backup_repository": _backup_repository,
+    "plainkube_pod_mtu": _pod_mtu,
     "plainkube_certificate_days": _certificate_days,
     "plainkube_kubelet_certificate_minutes": _kubelet_certificate_minutes,
 }

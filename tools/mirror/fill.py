@@ -325,7 +325,11 @@ class Builder:
             return sources[0]
         go_mod = (sources[0] / "go.mod").read_text()
         wrapper = recipes.wrapper_go_mod(
-            go_mod, build.modules, build.module_version, build.recipe.get("replace_folders_by", "")
+            go_mod,
+            build.modules,
+            build.module_version,
+            build.recipe.get("replace_folders_by", ""),
+            build.recipe.get("replace"),
         )
         (folder / "go.mod").write_text(wrapper)
         (folder / "go.sum").write_text(recipes.merged_go_sum((source / "go.sum").read_text() for source in sources))

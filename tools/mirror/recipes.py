@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,17 +79,28 @@ def _directives(go_mod: str, verb: str) -> list[str]:
     return found
 
 
-def wrapper_go_mod(go_mod: str, modules: list[str], version: str, replace_folders_by: str = "") -> str:
+def wrapper_go_mod(
+    go_mod: str,
+    modules: list[str],
+    version: str,
+    replace_folders_by: str = "",
+    replace: Mapping[str, str] | None = None,
+) -> str:
     """Return the go.mod of an empty module that requires modules at version as their own repository would.
 
     go_mod is the text of the first module's go.mod. A replacement by a folder of that repository becomes one by the
     version replace_folders_by, or is left out when that is empty, because the required versions are published.
+    replace: {module: version} of dependencies whose wanted version cannot be had.
     """
+    replace = replace or {}
     lines = ["module plainkube.invalid/build", "", f"go {_directives(go_mod, 'go')[0]}", ""]
     lines += [f"require {module} {version}" for module in modules]
-    replaced = set()
+    lines += [f"replace {module} => {module} {chosen}" for module, chosen in replace.items()]
+    replaced = set(replace)
     for directive in _directives(go_mod, "replace"):
         old, new = (side.split() for side in directive.split("=>"))
+        if old[0] in replace:
+            continue
         if not new[0].startswith("."):
             lines.append(f"replace {' '.join(old)} => {' '.join(new)}")
         elif replace_folders_by:

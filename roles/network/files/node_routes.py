@@ -147,13 +147,16 @@ class Api:
 class Host:
     """This host's routes and CNI configuration."""
 
-    def __init__(self, node: str, address: str, bridge: str) -> None:
+    def __init__(self, node: str, address: str, bridge: str, chosen_mtu: int) -> None:
         self.node = node
         self.address = address
         self.bridge = bridge
+        self.chosen_mtu = chosen_mtu
 
     def mtu(self) -> int:
-        """Return the MTU, in bytes, of the link that has this host's address."""
+        """Return the longest packet of pods in bytes: the chosen one, else what the link with our address carries."""
+        if self.chosen_mtu:
+            return self.chosen_mtu
         links = json.loads(run(["ip", "-j", "address", "show"]))
         for link in links:
             if any(item.get("local") == self.address for item in link.get("addr_info", [])):
@@ -238,6 +241,7 @@ def main() -> None:
         ("node", "name of this host's node"),
         ("address", "address of this host that the other nodes send to"),
         ("bridge", "name of the bridge that pods are connected to"),
+        ("mtu", "longest packet of pods in bytes, 0 for what the link with the address carries"),
         ("server", "URL of the API"),
         ("ca", "file of the API's authority"),
         ("certificate", "file of the client certificate"),
@@ -246,7 +250,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True, help=help_text)
     options = parser.parse_args()
     api = Api(options.server, options.ca, options.certificate, options.key)
-    host = Host(options.node, options.address, options.bridge)
+    host = Host(options.node, options.address, options.bridge, int(options.mtu))
     while True:
         try:
             follow(api, host)

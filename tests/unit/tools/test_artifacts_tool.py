@@ -48,7 +48,8 @@ def test_several_releases_share_and_everything_is_more() -> None:
 
 
 def test_what_is_on_demand_comes_only_when_it_is_named() -> None:
-    assert not [title for title in titles(planning.select(CATALOGUE, ["1.37.1"])) if title.startswith("versitygw")]
+    brought = {title.split()[0] for title in titles(planning.select(CATALOGUE, ["1.37.1"]))}
+    assert not brought & {"versitygw", "flannel"}
     assert titles(planning.select(CATALOGUE, ["1.37.1"], ["versitygw"])) == ["versitygw 1.8.0"]
 
 
@@ -108,6 +109,15 @@ def test_a_wrapper_repeats_replaces_and_publishes_folders() -> None:
         "replace k8s.io/api => k8s.io/api v0.37.1",
         "replace k8s.io/client-go => k8s.io/client-go v0.37.1",
         "exclude github.com/c/d v1.0.0",
+    ]
+
+
+def test_a_recipe_replaces_what_cannot_be_had() -> None:
+    chosen = {"github.com/a/b": "v1.2.2", "x/y": "v1.0.0"}
+    lines = recipes.wrapper_go_mod(GO_MOD, ["k8s.io/kubernetes"], "v1.37.1", replace=chosen).splitlines()
+    assert [line for line in lines if line.startswith("replace")] == [
+        "replace github.com/a/b => github.com/a/b v1.2.2",
+        "replace x/y => x/y v1.0.0",
     ]
 
 

@@ -153,6 +153,11 @@ def test_a_sound_inventory_has_no_fault() -> None:
         ("plainkube_node_labels", ["a=b"], "a mapping"),
         ("plainkube_image_source", "archives", "Did you mean archive?"),
         ("plainkube_network", "weave", "bridge"),
+        ("plainkube_network", "kube-router", "Did you mean kube_router?"),
+        ("plainkube_network_backend", "hostgw", "Did you mean host-gw?"),
+        ("plainkube_network_policy", "yes", "true or false"),
+        ("plainkube_pod_mtu", 1000, "from 1280 to 65535"),
+        ("plainkube_pod_mtu", -1, "from 1280"),
     ],
 )
 def test_one_wrong_value_gives_one_fault(variable: str, value: Any, words: str) -> None:
