@@ -260,7 +260,8 @@ def back_up(configuration: Configuration, since: datetime) -> Outcome:
         if alone:
             say(alone)
         stored, moment = restic.snapshots(plan.SNAPSHOT_TAG), datetime.now(timezone.utc)
-        for item in plan.from_the_future(stored, moment):
+        ahead = plan.from_the_future(stored, moment)
+        for item in ahead:
             when = plan.moment_text(item.time)
             say(f"snapshot {item.short_id} of {item.tag('node')} is of {when}, which is yet to come: see its clock")
         young = plan.fresh(stored, moment, since)
@@ -286,7 +287,9 @@ def back_up(configuration: Configuration, since: datetime) -> Outcome:
             f"stored snapshot {stored_now.short_id}: revision {manifest['revision']}, {manifest['key_count']} keys, "
             f"{manifest['size']} bytes, proven, taken from {manifest.get('endpoint', 'a member')}"
         )
-        return Outcome(text + notes, stored_now, forget(configuration, restic))
+        # Retention would take one that is yet to come for the newest, and remove what was just stored.
+        fault = retention_waits(ahead) if ahead else forget(configuration, restic)
+        return Outcome(text + notes, stored_now, fault)
 
 
 def take(configuration: Configuration, connection: Connection, folder: str, quorum: bool) -> dict[str, Any]:
@@ -322,6 +325,15 @@ def forget(configuration: Configuration, restic: Restic) -> str:
     except BackupError as error:
         return f"but old snapshots could not be forgotten: {error}"
     return ""
+
+
+def retention_waits(ahead: Sequence[Stored]) -> str:
+    """Return why nothing was forgotten while there are snapshots from the future, and what to do."""
+    ids = " ".join(item.short_id for item in ahead)
+    return (
+        f"but no old snapshot was forgotten, since {len(ahead)} are of a time that is yet to come: set the hosts' "
+        f"clocks right, then remove those with `restic forget {ids}`"
+    )
 
 
 def store_files(configuration: Configuration, restic: Restic) -> str:

@@ -123,6 +123,8 @@ def connection_from(params: Mapping[str, Any]) -> Connection:
                 open(path, "rb").close()
             except OSError as error:
                 faults.append(f"{name}: {path}: {error.strerror}")
+            else:
+                faults += expiry_faults(name, path) if name == "client_cert" else []
     if faults:
         raise EtcdError("; ".join(faults))
     return Connection(
@@ -134,6 +136,18 @@ def connection_from(params: Mapping[str, Any]) -> Connection:
         etcdctl=params.get("etcdctl") or "etcdctl",
         etcdutl=params.get("etcdutl") or "etcdutl",
     )
+
+
+def expiry_faults(name: str, path: str) -> list[str]:
+    """Return whether a certificate is over. etcd would break such a client's connections off without a reason."""
+    # Without openssl it is left to the server to refuse it.
+    with contextlib.suppress(EtcdError):
+        done = run_command(["openssl", "x509", "-noout", "-enddate", "-checkend", "0", "-in", path], 10.0)
+        words = done.stdout.splitlines()
+        if done.rc and words and words[0].startswith("notAfter="):
+            end = words[0].partition("=")[2]
+            return [f"{name}: {path} expired on {end}: renew it; where site.yml made it, run that"]
+    return []
 
 
 def endpoint_faults(endpoint: str) -> list[str]:

@@ -367,6 +367,27 @@ def test_retention_counts_proven_snapshots_alone_and_keeps_the_newest(host: Host
     assert host.good("backup").startswith("unchanged: nothing to do")
 
 
+def test_a_clock_that_was_ahead_costs_no_snapshot(host: Host, servers: EtcdServers) -> None:
+    """One that claims to be of a later time would count as the newest, and the rules would remove the others."""
+    host.good("backup")
+    (first,) = host.listed()
+    tags = json.loads(host.restic("snapshots", "--json"))[0]["tags"]
+    host.restic("forget", first["id"])
+    (host.folder / "etcd.db").write_bytes(b"of a host whose clock was ahead")
+    words = ["backup", "--time=2099-01-01 00:00:00", "--host", NAME, "--tag", ",".join(tags), "etcd.db"]
+    host.restic(*words, folder=host.folder)
+    host.settings["keep"] = {"yearly": 1}
+    revision = servers.put("/registry/a", "after the clock was set right")
+    said = host.bad("backup")
+    assert "no old snapshot was forgotten" in said and "restic forget" in said
+    assert [item["revision"] for item in host.listed()] == [revision, first["revision"]]
+    # What the message says to do mends it.
+    host.restic("forget", said.split("restic forget ")[1].split("`")[0])
+    servers.put("/registry/a", "later")
+    host.good("backup")
+    assert len(host.listed()) == 1
+
+
 # What must not be stored
 
 

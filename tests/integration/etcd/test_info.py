@@ -226,6 +226,18 @@ def test_a_cluster_without_space_says_so_and_its_members_are_not_called_ill(vers
     assert (answer["quorum"]["healthy"], answer["data_agree"]) == (3, True)
 
 
+def test_a_member_that_etcd_calls_corrupt_is_named(tmp_path: Path) -> None:
+    with cluster(V3_7, folder=tmp_path) as servers:
+        member = servers.followers()[0]
+        header = member.status()["header"]
+        member.call("maintenance/alarm", action="ACTIVATE", alarm="CORRUPT", memberID=header["member_id"])
+        answer = info(servers)
+        refused = member.etcdctl("put", "a", "b", check=False)
+    assert refused.returncode and "corrupt" in refused.stderr
+    assert [(alarm["alarm"], alarm["member"]) for alarm in answer["alarms"]] == [("CORRUPT", member.name)]
+    assert any(text.startswith(f"alarm CORRUPT of {member.name}") for text in answer["problems"])
+
+
 def test_a_learner_that_never_started_is_told_and_has_no_vote(tmp_path: Path) -> None:
     with cluster(V3_7, members=1, folder=tmp_path) as servers:
         servers.etcdctl("member", "add", "new", "--peer-urls=http://127.0.0.1:9", "--learner")

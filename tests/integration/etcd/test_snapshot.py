@@ -10,9 +10,12 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import stat
+import struct
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +129,29 @@ def test_with_tls_and_client_certificates(pki: Pki, tmp_path: Path) -> None:
         )
         assert refused["failed"] and "client_cert" in refused["msg"]
         assert not (tmp_path / "other").exists() or visible(tmp_path / "other") == []
+
+
+def test_a_client_certificate_that_is_over_is_named(pki: Pki, tmp_path: Path) -> None:
+    over = pki.issue("over", valid=timedelta(hours=-1))
+    with cluster(V3_7, members=1, tls=pki, folder=tmp_path) as servers:
+        certificate = {"client_cert": over["certificate"], "client_key": over["key"]}
+        answer = snapshot(servers, tmp_path / "snapshots", **certificate)
+    assert answer["failed"] and not (tmp_path / "snapshots").exists(), answer
+    assert over["certificate"] in answer["msg"] and "expired" in answer["msg"], answer
+
+
+def test_a_learner_alone_is_no_source(tmp_path: Path) -> None:
+    with cluster(V3_7, members=1, folder=tmp_path) as servers:
+        servers.fill(10)
+        first = servers.member(0)
+        learner = servers.add("learner")
+        learner.flags["initial-cluster"] = f"{first.name}={first.peer_url},learner={learner.peer_url}"
+        learner.flags["initial-cluster-state"] = "existing"
+        first.etcdctl("member", "add", "learner", f"--peer-urls={learner.peer_url}", "--learner")
+        learner.start(wait=False)
+        wait_until(lambda: "SERVING" in learner.last_log(), "the learner answers")
+        answer = snapshot(servers, tmp_path / "snapshots", endpoints=[learner.endpoint])
+    assert answer["failed"] and "learner" in answer["msg"], answer
 
 
 @pytest.mark.parametrize("version", [V3_4, V3_5, V3_6])
@@ -381,6 +407,63 @@ def test_the_server_ends_in_mid_stream(end: str, tmp_path: Path) -> None:
     else:
         assert answer["failed"] and "was not sent" in answer["msg"], answer
         assert visible(dest) == []
+
+
+class Resetting:
+    """Passes one server's connections on, and breaks each off with a reset after some bytes of answers."""
+
+    def __init__(self, port: int, after: int) -> None:
+        self.target, self.after, self.resets = port, after, 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self.socket.accept()[0]
+                server = socket.create_connection(("127.0.0.1", self.target))
+                threading.Thread(target=self._asked, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._answered, args=(client, server), daemon=True).start()
+
+    def _asked(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while part := client.recv(65536):
+                server.sendall(part)
+
+    def _answered(self, client: socket.socket, server: socket.socket) -> None:
+        sent = 0
+        with contextlib.suppress(OSError):
+            while (part := server.recv(65536)) and sent < self.after:
+                client.sendall(part)
+                sent += len(part)
+            if sent >= self.after:
+                self.resets += 1
+                # Closing with a linger of no seconds sends a reset instead of an orderly end.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # Before the close: the other thread still reads from this socket, which would hold the close back.
+            client.shutdown(socket.SHUT_RD)
+        client.close()
+        server.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def test_connections_that_are_reset_in_mid_stream(tmp_path: Path) -> None:
+    dest = tmp_path / "snapshots"
+    with cluster(V3_7, members=1, folder=tmp_path) as servers:
+        servers.fill(200, size=8192)
+        port = int(servers.endpoints[0].rsplit(":", 1)[1])
+        proxy = Resetting(port, after=500_000)
+        try:
+            answer = snapshot(servers, dest, endpoints=[proxy.endpoint])
+        finally:
+            proxy.close()
+        assert proxy.resets
+        assert answer["failed"] and "was not sent" in answer["msg"], answer
+        assert visible(dest) == []
+        assert snapshot(servers, dest)["manifest"]["key_count"] == 200
 
 
 def test_the_disk_is_full(filled: EtcdServers, tmp_path: Path) -> None:
