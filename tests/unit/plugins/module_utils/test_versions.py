@@ -26,6 +26,7 @@ def test_the_default_release_has_the_versions_it_was_tested_with() -> None:
         "containerd": "2.3.7",
         "runc": "1.4.3",
         "cni-plugins": "1.9.1",
+        "kube-router": "2.10.0",
         "flannel": "0.28.9",
         "crictl": "1.36.0",
         "coredns": "1.14.7",
