@@ -6,22 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.plainkube.cluster.plugins.plugin_utils.audit_data import shipped_rules
+from ansible_collections.plainkube.cluster.plugins.plugin_utils.shipped_data import ShippedDataAction
 
 
-class ActionModule(ActionBase):
-    TRANSFERS_FILES = False
+class ActionModule(ShippedDataAction):
+    MODULE = "guard_rails"
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        result.update(
-            self._execute_module(
-                module_name="plainkube.cluster.guard_rails",
-                module_args={"shipped_rules": shipped_rules(), **self._task.args},
-                task_vars=task_vars,
-            )
-        )
-        # They are the collection's own and only bury what was asked.
-        result.get("invocation", {}).get("module_args", {}).pop("shipped_rules", None)
-        return result
+    def shipped(self) -> dict[str, Any]:
+        return {"shipped_rules": shipped_rules()}

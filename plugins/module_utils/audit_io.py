@@ -1,15 +1,19 @@
 # Copyright: Plainkube contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Reading a cluster for an audit, and its baseline: one paged list for each kind, reduced page by page."""
+"""Reading a cluster for an audit, and its baseline: one paged list for each kind, reduced page by page.
+
+Writing reports.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.plainkube.cluster.plugins.module_utils import audit_reports
 from ansible_collections.plainkube.cluster.plugins.module_utils.audit_subjects import (
     HELM_LABELS,
     Cluster,
@@ -18,6 +22,8 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.audit_subjects i
     kinds_to_read,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.audits import AuditError, Rule, all_facts
+from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
+from ansible_collections.plainkube.cluster.plugins.module_utils.files_io import write_atomically
 from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api import (
     RESOURCES,
     Api,
@@ -26,6 +32,8 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api i
 
 METRICS = "/metrics"
 DEPRECATED = "apiserver_requested_deprecated_apis{"
+# Reports say where a cluster is weak.
+FILE_MODE = 0o600
 
 
 def read_cluster(api: Api, rules: Iterable[Rule], scope: Scope) -> Cluster:
@@ -78,3 +86,29 @@ def read_baseline(path: str) -> Any:
         raise AuditError(f"baseline {path}: there is no such file; write it once with write_baseline") from error
     except (OSError, ValueError) as error:
         raise AuditError(f"baseline {path}: cannot be read: {error}") from error
+
+
+def require_template(paths: Mapping[str, str], template: str | None) -> None:
+    """Raise AuditError when a page is asked for and there is nothing to make it of."""
+    if paths.get("html") and not template:
+        raise AuditError("reports.html: report_template is empty; the collection's own comes with its action plugin")
+
+
+def write_reports(paths: Mapping[str, str], report: Mapping[str, Any], template: str | None) -> None:
+    """Write the reports that are asked for. Raises PlainkubeError."""
+    texts = {
+        "json": lambda: audit_reports.as_json(report),
+        "junit": lambda: audit_reports.as_junit(report),
+        "html": lambda: audit_reports.as_html(report, template or ""),
+    }
+    for name, text in texts.items():
+        if paths.get(name):
+            write(paths[name], text())
+
+
+def write(path: str, text: str) -> None:
+    """Write one file. Raises PlainkubeError."""
+    try:
+        write_atomically(path, text.encode(), FILE_MODE)
+    except OSError as error:
+        raise PlainkubeError(f"{path}: cannot be written: {error}") from error

@@ -60,12 +60,12 @@ def report_of(
     }
 
 
-def as_json(report: Object) -> str:
+def as_json(report: Mapping[str, Any]) -> str:
     """Return a report for programs."""
     return json.dumps(report, indent=1) + "\n"
 
 
-def as_junit(report: Object) -> str:
+def as_junit(report: Mapping[str, Any]) -> str:
     """Return a report for CI: a suite for each rule, a failed case for each new finding, a skipped one for the others.
 
     A rule that found nothing is one case that passed.
@@ -113,7 +113,7 @@ def as_junit(report: Object) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def as_html(report: Object, template: str) -> str:
+def as_html(report: Mapping[str, Any], template: str) -> str:
     """Return a report for people: one file that needs no other. Every text in it is escaped."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

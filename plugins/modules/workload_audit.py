@@ -208,19 +208,21 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.plainkube.cluster.plugins.module_utils import audit_reports, audits
-from ansible_collections.plainkube.cluster.plugins.module_utils.audit_io import read_baseline, read_cluster
+from ansible_collections.plainkube.cluster.plugins.module_utils.audit_io import (
+    read_baseline,
+    read_cluster,
+    require_template,
+    write,
+    write_reports,
+)
 from ansible_collections.plainkube.cluster.plugins.module_utils.audit_subjects import Scope
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
-from ansible_collections.plainkube.cluster.plugins.module_utils.files_io import write_atomically
 from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api import (
     ARGUMENTS,
     HAS_KUBERNETES,
     Api,
     secrets_in,
 )
-
-# Reports say where a cluster is weak.
-FILE_MODE = 0o600
 
 
 class Run:
@@ -254,26 +256,6 @@ class Run:
             fail_on=self.options["fail_on"],
         )
         return audit, report
-
-
-def write_reports(paths: dict[str, str], report: dict[str, Any], template: str) -> None:
-    """Write the reports that are asked for."""
-    texts = {
-        "json": lambda: audit_reports.as_json(report),
-        "junit": lambda: audit_reports.as_junit(report),
-        "html": lambda: audit_reports.as_html(report, template),
-    }
-    for name, text in texts.items():
-        if paths.get(name):
-            write(paths[name], text())
-
-
-def write(path: str, text: str) -> None:
-    """Write one file. Raises PlainkubeError."""
-    try:
-        write_atomically(path, text.encode(), FILE_MODE)
-    except OSError as error:
-        raise PlainkubeError(f"{path}: cannot be written: {error}") from error
 
 
 def hold_baseline(path: str, audit: audits.Audit, check_mode: bool) -> bool:
@@ -329,11 +311,8 @@ def main() -> None:
     ):
         if not there:
             module.fail_json(msg=missing_required_lib(name))
-    if paths.get("html") and not options["report_template"]:
-        module.fail_json(
-            msg="reports.html: report_template is empty; the collection's own comes with its action plugin"
-        )
     try:
+        require_template(paths, options["report_template"])
         run = Run(options)
         api = Api(options)
         audit, report = run.look(api, datetime.now(timezone.utc))
