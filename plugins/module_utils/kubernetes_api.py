@@ -164,6 +164,7 @@ RESOURCES: dict[str, Resource] = {
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "Ingress": Resource("networking.k8s.io/v1", "ingresses"),
+    "IngressClass": Resource("networking.k8s.io/v1", "ingressclasses", False),
     "EndpointSlice": Resource("discovery.k8s.io/v1", "endpointslices"),
     "StorageClass": Resource("storage.k8s.io/v1", "storageclasses", False),
     "PriorityClass": Resource("scheduling.k8s.io/v1", "priorityclasses", False),

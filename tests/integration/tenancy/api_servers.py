@@ -46,6 +46,8 @@ LEFTOVERS = (
     "ResourceQuota",
     "LimitRange",
     "ServiceAccount",
+    "Ingress",
+    "Secret",
     "Service",
     "RoleBinding",
     "Role",
