@@ -282,10 +282,22 @@ def decode_answer(packet: bytes, identifier: int, kind: str) -> tuple[str, list[
     return ("NOERROR" if code == 0 else DNS_CODES.get(code, f"code {code}")), addresses
 
 
-def attempt_dns(definition: Definition) -> Result:
-    """server answers the query for name with at least one address, and with `expect` among them if that is given."""
+def ask_name(server: str, port: int, name: str, kind: str, timeout: float) -> tuple[str, list[str]]:
+    """Return the code and the addresses that a name server answers with over UDP. Raises OSError, ValueError."""
     import socket
 
+    identifier = int.from_bytes(os.urandom(2), "big")
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as channel:
+        channel.settimeout(timeout)
+        # Connected, so that a closed port is an error at once and nobody else can answer.
+        channel.connect((server, port))
+        channel.send(encode_query(identifier, name, kind))
+        return decode_answer(channel.recv(4096), identifier, kind)
+
+
+def attempt_dns(definition: Definition) -> Result:
+    """server answers the query for name with at least one address, and with `expect` among them if that is given."""
     kind = str(definition.get("record") or "A").upper()
     server, port, name = str(definition["server"]), int(definition.get("port") or 53), definition["name"]
     wanted = definition.get("expect") or []
@@ -293,19 +305,44 @@ def attempt_dns(definition: Definition) -> Result:
     expected = f"{server} port {port} answers {name} {kind} with {', '.join(wanted) if wanted else 'an address'}"
     if kind not in DNS_TYPES:
         return Result(False, f"record '{kind}' is not one of {', '.join(DNS_TYPES)}", expected)
-    identifier = int.from_bytes(os.urandom(2), "big")
-    family = socket.AF_INET6 if ":" in server else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as channel:
-            channel.settimeout(_timeout(definition))
-            # Connected, so that a closed port is an error at once and nobody else can answer.
-            channel.connect((server, port))
-            channel.send(encode_query(identifier, name, kind))
-            code, addresses = decode_answer(channel.recv(4096), identifier, kind)
+        code, addresses = ask_name(server, port, name, kind, _timeout(definition))
     except (OSError, ValueError) as error:
         return Result(False, _why(error), expected)
     ok = code == "NOERROR" and bool(addresses) and set(wanted) <= set(addresses)
     return Result(ok, f"{code}: {', '.join(addresses) or 'no address'}", expected)
+
+
+def attempt_dns_chain(definition: Definition) -> Result:
+    """The cache at server answers name with `expect`, and answers for each name of `outside`, with whatever.
+
+    What is said about a failure tells who is silent: the cache, the name server behind it, or those of the site.
+    """
+    cache, behind = str(definition["server"]), str(definition["behind"])
+    port, behind_port = int(definition.get("port") or 53), int(definition.get("behind_port") or 53)
+    name, wanted, timeout = definition["name"], str(definition["expect"]), _timeout(definition)
+    outside = [str(item) for item in definition.get("outside") or []]
+    expected = f"the cache at {cache} answers {name} with {wanted}" + "".join(f", and for {item}" for item in outside)
+    for asked in (name, *outside):
+        try:
+            code, addresses = ask_name(cache, port, asked, "A", timeout)
+        except (OSError, ValueError) as error:
+            return Result(False, f"the cache does not answer for {asked}: {_why(error)}", expected)
+        if asked == name and wanted not in addresses:
+            seen = f"the cache says {code}: {', '.join(addresses) or 'no address'}"
+            return Result(False, f"{seen}; {_of_cluster_dns(behind, behind_port, name, timeout)}", expected)
+        if asked != name and code in ("SERVFAIL", "REFUSED"):
+            seen = f"the cache says {code} for {asked}: the name servers of the site do not answer it"
+            return Result(False, seen, expected)
+    return Result(True, f"{name} is {wanted}", expected)
+
+
+def _of_cluster_dns(server: str, port: int, name: str, timeout: float) -> str:
+    try:
+        code, addresses = ask_name(server, port, name, "A", timeout)
+    except (OSError, ValueError) as error:
+        return f"cluster DNS behind it, at {server}, is down: {_why(error)}"
+    return f"cluster DNS behind it, at {server}, says {code}: {', '.join(addresses) or 'no address'}"
 
 
 # --- etcd -------------------------------------------------------------------------------------------------------------
@@ -491,6 +528,11 @@ KINDS: dict[str, Kind] = {
     "command": Kind(attempt_command, frozenset({"argv"}), frozenset({"contains"})),
     "file": Kind(attempt_file, frozenset({"path"})),
     "dns": Kind(attempt_dns, frozenset({"server", "name"}), frozenset({"record", "port", "expect"})),
+    "dns_chain": Kind(
+        attempt_dns_chain,
+        frozenset({"server", "behind", "name", "expect"}),
+        frozenset({"port", "behind_port", "outside"}),
+    ),
     "etcd_members": Kind(attempt_etcd_members, frozenset({"endpoints"}), TLS_KEYS | {"expect_healthy", "own"}),
     "etcd_first_start": Kind(attempt_etcd_first_start, frozenset({"data_dir", "member", "endpoints"}), TLS_KEYS),
     "etcd_leads": Kind(attempt_etcd_leads, frozenset({"endpoint"}), TLS_KEYS),

@@ -25,6 +25,7 @@ HOST_VARIABLES = frozenset(
     {
         "plainkube_address",
         "plainkube_artifact_source",
+        "plainkube_dns_servers",
         "plainkube_image_source",
         "plainkube_node_labels",
         "plainkube_node_taints",
@@ -67,6 +68,8 @@ TAKEN_PORTS = {
     2379: "etcd",
     2380: "etcd",
     2381: "etcd",
+    9253: "node-dns",
+    9254: "node-dns",
     10248: "kubelet",
     10249: "kube-proxy",
     10250: "kubelet",
@@ -74,6 +77,12 @@ TAKEN_PORTS = {
     10257: "kube-controller-manager",
     10259: "kube-scheduler",
 }
+# An address that each host may have for itself: link-local, without what RFC 3927 reserves and where clouds serve
+# metadata.
+CACHE_NETWORK = ipaddress.IPv4Network("169.254.0.0/16")
+NOT_FOR_CACHES = tuple(
+    ipaddress.IPv4Network(cidr) for cidr in ("169.254.0.0/24", "169.254.169.0/24", "169.254.255.0/24")
+)
 LONGEST_CERTIFICATE_DAYS = 365
 BACKUP_REPOSITORY = re.compile(
     r"s3:https?://[^/\s]+/\S+|sftp:(//)?[^/\s:]+(:\d+/|[:/])\S+|rest:https?://[^/\s]+/\S*|/\S+"
@@ -236,6 +245,7 @@ def contract_faults(
                 )
             )
     faults += _backup_faults(shared)
+    faults += _dns_faults(hosts, shared)
     return [_without_secret(fault) for fault in faults]
 
 
@@ -264,6 +274,29 @@ def _backup_faults(shared: Variables) -> Iterator[Fault]:
                 f"names of environment variables and values of one line (see {_shown(str(name))})",
                 "Correct it.",
             )
+
+
+def _dns_faults(hosts: Mapping[str, Variables], shared: Variables) -> Iterator[Fault]:
+    """A name server that is asked for what it does not know must not be one that would ask back."""
+    circular = {str(shared.get("plainkube_dns_cache_address")): "the address of the nodes' cache"}
+    services = _network_of(str(shared.get("plainkube_service_cidr")), strict=False)
+    if services is not None:
+        circular[str(services[10])] = "the address of the cluster's own name server"
+    wanted, remedy = "name servers that do not ask the cluster's", "Name the servers of the site, or none."
+    for host, servers in _each(hosts, "plainkube_dns_servers"):
+        for server in servers:
+            if str(server) in circular:
+                yield Fault(host, "plainkube_dns_servers", f"{server}, {circular[str(server)]}", wanted, remedy)
+    domain = str(shared.get("plainkube_cluster_domain"))
+    for zone, servers in (shared.get("plainkube_dns_zones") or {}).items():
+        variable = f"plainkube_dns_zones.{zone}"
+        if zone == domain or str(zone).endswith("." + domain):
+            remedy_zone = "Take it out; Services and hosts entries make names there."
+            yield Fault(INVENTORY, variable, "a zone of the cluster itself", "another zone", remedy_zone)
+        for server in servers if isinstance(servers, (list, tuple)) else ():
+            if _split_port(str(server))[0] in circular:
+                found = f"{server}, {circular[_split_port(str(server))[0]]}"
+                yield Fault(INVENTORY, variable, found, wanted, "Name the servers that know the zone.")
 
 
 def zone_warnings(hosts: Mapping[str, Variables], etcd_members: Sequence[str]) -> list[str]:
@@ -744,6 +777,60 @@ def _node_taints(taints: Sequence[Mapping[str, Any]]) -> Iterator[Words]:
         seen.add((key, effect))
 
 
+def _cache_address(value: str) -> Iterator[Words]:
+    address = _address_of(value)
+    if address is None or address not in CACHE_NETWORK or any(address in network for network in NOT_FOR_CACHES):
+        taken = ", ".join(str(network) for network in NOT_FOR_CACHES)
+        wanted = f"an address in {CACHE_NETWORK} but not in {taken}"
+        yield _shown(value), wanted, "169.254.20.10 is usual; every node has it, and no other host must reach it."
+
+
+def _split_port(server: str) -> tuple[str, str]:
+    """Return address and port of 192.0.2.53:5353, port 53 by default."""
+    address, colon, port = server.partition(":")
+    return address, port if colon else "53"
+
+
+def _is_server(server: Any) -> bool:
+    address, port = _split_port(str(server))
+    parsed = _address_of(address)
+    if parsed is None or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        return False
+    return not (parsed.is_loopback or parsed.is_unspecified or parsed.is_multicast)
+
+
+def _dns_servers(values: Sequence[str]) -> Iterator[Words]:
+    for value in values:
+        if not _is_server(value) or ":" in value:
+            wanted = "the IPv4 address of a name server that pods can reach"
+            yield _shown(value), wanted, "List addresses alone; port 53 is asked."
+
+
+def _dns_zones(zones: Mapping[str, Any]) -> Iterator[Words]:
+    for zone, servers in zones.items():
+        if not _is_dns_name(str(zone)):
+            yield f"zone {_shown(zone)}", "a DNS name in lower case", "Write it without a dot at either end."
+        if not isinstance(servers, (list, tuple)) or not servers or not all(_is_server(item) for item in servers):
+            wanted = "a list of IPv4 addresses, with :port where it is not 53"
+            yield f"{zone}: {_shown(servers)}", wanted, "List at least one server that pods can reach."
+
+
+def _dns_hosts(names: Mapping[str, Any]) -> Iterator[Words]:
+    for name, addresses in names.items():
+        if not _is_dns_name(str(name)):
+            yield f"name {_shown(name)}", "a DNS name in lower case", "Write it without a dot at either end."
+        if not isinstance(addresses, (list, tuple)) or not addresses or not all(map(_is_address, addresses)):
+            yield f"{name}: {_shown(addresses)}", "a list of addresses", "List at least one."
+
+
+def _is_address(value: Any) -> bool:
+    try:
+        ipaddress.ip_address(str(value))
+    except ValueError:
+        return False
+    return True
+
+
 VALUE_CHECKS: dict[str, Callable[[Any], Iterator[Words]]] = {
     "plainkube_cluster_name": _cluster_name,
     "plainkube_cluster_domain": _cluster_domain,
@@ -758,5 +845,9 @@ VALUE_CHECKS: dict[str, Callable[[Any], Iterator[Words]]] = {
     "plainkube_backup_repository": _backup_repository,
     "plainkube_pod_mtu": _pod_mtu,
     "plainkube_certificate_days": _certificate_days,
+    "plainkube_dns_cache_address": _cache_address,
+    "plainkube_dns_servers": _dns_servers,
+    "plainkube_dns_zones": _dns_zones,
+    "plainkube_dns_hosts": _dns_hosts,
     "plainkube_kubelet_certificate_minutes": _kubelet_certificate_minutes,
 }

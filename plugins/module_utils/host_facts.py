@@ -50,6 +50,10 @@ UNIT_FOLDERS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/
 NETWORK_FOLDER = "/etc/cni/net.d"
 OWN_NETWORK = "10-plainkube.conflist"
 
+# Where systemd-resolved lists the name servers that it asks.
+RESOLVED_FILE = "/run/systemd/resolve/resolv.conf"
+CACHE_UNIT = "/etc/systemd/system/node-dns-address.service"
+
 # What a kernel that cannot list its modules shows of them.
 MODULE_SIGNS: dict[str, tuple[str, ...]] = {
     "br_netfilter": ("/proc/sys/net/bridge",),
@@ -114,6 +118,16 @@ def name_servers(resolv_conf: str) -> list[str]:
     """Return the servers that a resolver file names."""
     lines = (line.split() for line in resolv_conf.splitlines())
     return [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
+
+
+def resolver_file(asked: str, text: str, resolved_text: str) -> str:
+    """Return the file with the servers that pods can reach: systemd-resolved's own where the asked one names its stub.
+
+    text is that of the asked file, resolved_text that of RESOLVED_FILE.
+    """
+    servers = name_servers(text)
+    stub_only = bool(servers) and all(server.startswith("127.") or server == "::1" for server in servers)
+    return RESOLVED_FILE if stub_only and name_servers(resolved_text) else asked
 
 
 def os_release(text: str) -> dict[str, str]:

@@ -258,6 +258,29 @@ def _networks(facts: Facts) -> Iterator[Words]:
         yield found, f"nothing that comes before {OWN_NETWORK}, since the first by name is used", "Move it away."
 
 
+def _cache_of_names(facts: Facts) -> Iterator[Words]:
+    address = facts["asked"]["dns_cache_address"]
+    if address and address in facts["addresses"] and not facts["dns_cache_is_ours"]:
+        remedy = (
+            "Remove what has it (another cache of names, such as NodeLocal DNSCache; ip address show to "
+            f"{address}), or choose another plainkube_dns_cache_address."
+        )
+        yield f"the address {address} in use", "it free for the cache of names", remedy
+
+
+def _circular_names(facts: Facts) -> Iterator[Words]:
+    asked = facts["asked"]
+    circular = [
+        server
+        for server in facts["name_servers"]
+        if server and server in (asked["dns_cache_address"], asked["dns_service_ip"])
+    ]
+    if circular and _is_node(asked):
+        found = f"name server {', '.join(circular)} in {facts['resolver_file']}, which is the cluster's own"
+        remedy = "Name the site's servers there, or in plainkube_dns_servers."
+        yield found, "one that knows names outside the cluster: it would be asked by itself for ever", remedy
+
+
 FAULT_CHECKS: tuple[Callable[[Facts], Iterator[Words]], ...] = (
     _system,
     _kernel,
@@ -271,6 +294,8 @@ FAULT_CHECKS: tuple[Callable[[Facts], Iterator[Words]], ...] = (
     _etcd_data,
     _remnants,
     _networks,
+    _cache_of_names,
+    _circular_names,
 )
 
 
@@ -311,16 +336,16 @@ def _name_servers(facts: Facts) -> Iterator[Words]:
         return
     if not servers:
         yield (
-            f"no name server in {facts['asked']['resolv_conf']}",
+            f"no name server in {facts['resolver_file']}",
             "one",
             "Pods will resolve names of the cluster alone.",
         )
     elif all(_is_loopback(server) for server in servers):
         remedy = (
-            "Set node_resolv_conf, dns_upstreams and preflight_resolv_conf to the file that names the true servers; "
-            "with systemd-resolved that is /run/systemd/resolve/resolv.conf."
+            "Set plainkube_dns_servers to the servers of the site, or node_resolv_conf and preflight_resolv_conf to a "
+            "file that names them."
         )
-        found = f"only name servers on loopback in {facts['asked']['resolv_conf']}"
+        found = f"only name servers on loopback in {facts['resolver_file']}"
         yield found, "servers that pods can reach: CoreDNS would ask itself for ever", remedy
 
 

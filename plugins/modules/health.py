@@ -36,6 +36,10 @@ options:
       - "C(command): C(argv) succeeds and prints C(contains)."
       - "C(file): C(path) exists."
       - "C(dns): C(server), C(port) (53), C(name), C(record) (A or AAAA), C(expect) (an address or a list)."
+      - >-
+        C(dns_chain): the cache at C(server), C(port) (53), answers C(name) with C(expect), and says anything but that
+        it failed for each name of C(outside). When it does not, the name server behind it, at C(behind),
+        C(behind_port) (53), is asked too.
       - "C(etcd_members): C(endpoints), one for each member, C(ca), C(certificate), C(key), C(expect_healthy): C(all),
         C(quorum) or C(others_safe), which means that a majority stays when the member C(own), one of the endpoints,
         goes down."

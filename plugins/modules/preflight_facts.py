@@ -69,9 +69,23 @@ options:
         elements: str
         default: []
       resolv_conf:
-        description: Resolver file that pods inherit.
+        description:
+          - The host's resolver file. Where it names nothing but systemd-resolved's stub, the file behind that is taken.
         type: str
         default: /etc/resolv.conf
+      dns_servers:
+        description: Name servers that are asked instead of those that the host's resolver file names.
+        type: list
+        elements: str
+        default: []
+      dns_cache_address:
+        description: Address that the cache of names is to have, empty for none.
+        type: str
+        default: ""
+      dns_service_ip:
+        description: Address of the name server inside the cluster.
+        type: str
+        default: ""
       minimum_memory_mib:
         description: Memory that the host must have.
         type: int
@@ -132,7 +146,8 @@ RETURN = r"""
 ansible_facts:
   description:
     - The facts C(hostname) and C(os_family), as Ansible's own M(ansible.builtin.setup) would return them, and
-      C(installed_etcd_version), the version of etcd that this collection has installed, empty if there is none.
+      C(installed_etcd_version), the version of etcd that this collection has installed, empty if there is none,
+      C(resolver_file), the resolver file that pods inherit, and C(name_servers), what is asked for names outside.
   returned: always
   type: dict
 facts:
@@ -457,6 +472,8 @@ def main() -> None:
     module = AnsibleModule(argument_spec={"host": {"type": "dict", "required": True}}, supports_check_mode=True)
     host = module.params["host"]
     data = etcd_data(host["etcd_data_dir"] if host["etcd"] else "")
+    asked = host["resolv_conf"]
+    resolver = host_facts.resolver_file(asked, text_of(asked), text_of(host_facts.RESOLVED_FILE))
     measure = host["etcd"] and not module.check_mode and not (data["database"] or data["version_2"] or data["proxy"])
     facts = {
         **system_facts(),
@@ -465,7 +482,9 @@ def main() -> None:
         "kernel_modules": kernel_module_states(host["kernel_modules"]),
         "folders": folder_facts(host["minimum_disk_mib"]),
         "listeners": listeners({port["port"] for port in host["ports"]}),
-        "name_servers": host_facts.name_servers(text_of(host["resolv_conf"])),
+        "resolver_file": resolver,
+        "name_servers": host["dns_servers"] or host_facts.name_servers(text_of(resolver)),
+        "dns_cache_is_ours": is_ours(Path(host_facts.CACHE_UNIT)),
         "etcd_data": data,
         "remnants": remnants(),
         "foreign_networks": foreign_networks(),
@@ -476,6 +495,8 @@ def main() -> None:
         "hostname": facts["hostname"],
         "os_family": FAMILIES.get(facts["family"], facts["family"]),
         "installed_etcd_version": version_behind("/usr/local/bin/etcd"),
+        "resolver_file": facts["resolver_file"],
+        "name_servers": facts["name_servers"],
     }
     module.exit_json(changed=False, facts=facts, ansible_facts=known, began=began, ended=time.time())
 

@@ -39,7 +39,7 @@ def select(
                     wanted[name].add(version)
                 elif not entry.get("on_demand"):
                     # What is in no matrix is a tool of its own: its newest version.
-                    wanted[name].add(versions.get(name, entry["versions"][0]))
+                    wanted[name].add(versions.get(entry.get("version_of", name), entry["versions"][0]))
     if everything:
         wanted = {name: set(entry["versions"]) for name, entry in known.items()}
     if only:

@@ -289,7 +289,7 @@ def test_damaged_answers_are_refused_at_any_length() -> None:
 
 @pytest.fixture
 def dns_server() -> Iterator[int]:
-    """Knows api.example as 10.96.0.1 and nothing else."""
+    """Knows api.example as 10.96.0.1 and nothing else; for fails.example it fails."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
         channel.bind(("127.0.0.1", 0))
 
@@ -301,7 +301,8 @@ def dns_server() -> Iterator[int]:
                     return
                 identifier = int.from_bytes(query[:2], "big")
                 known = QUESTION in query
-                channel.sendto(answer(identifier, [(1, b"\x0a\x60\0\x01")] if known else [], 0 if known else 3), peer)
+                code = 0 if known else 2 if b"fails" in query else 3
+                channel.sendto(answer(identifier, [(1, b"\x0a\x60\0\x01")] if known else [], code), peer)
 
         threading.Thread(target=work, daemon=True).start()
         yield channel.getsockname()[1]
@@ -320,6 +321,38 @@ def dns_server() -> Iterator[int]:
 def test_dns(dns_server: int, wish: dict[str, Any], ok: bool, seen: str) -> None:
     result = attempt({"type": "dns", "server": "127.0.0.1", "port": dns_server, **wish})
     assert (result.ok, result.seen) == (ok, seen)
+
+
+@pytest.mark.parametrize(
+    ("cache_up", "behind_up", "wish", "seen"),
+    [
+        (True, True, {}, ""),
+        (True, True, {"outside": ["nobody.example"]}, ""),
+        (False, True, {}, "the cache does not answer for api.example: Connection refused"),
+        (True, True, {"expect": "10.96.0.9"}, "the cache says NOERROR: 10.96.0.1; cluster DNS behind it, at 127.0.0.1"),
+        (True, False, {"name": "x.example"}, "cluster DNS behind it, at 127.0.0.1, is down: Connection refused"),
+        (True, True, {"outside": ["fails.example"]}, "SERVFAIL for fails.example: the name servers of the site"),
+    ],
+)
+def test_dns_chain_tells_who_is_silent(
+    dns_server: int, cache_up: bool, behind_up: bool, wish: dict[str, Any], seen: str
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = closed.getsockname()[1]
+    definition = {
+        "type": "dns_chain",
+        "server": "127.0.0.1",
+        "port": dns_server if cache_up else nobody,
+        "behind": "127.0.0.1",
+        "behind_port": dns_server if behind_up else nobody,
+        "name": "api.example",
+        "expect": "10.96.0.1",
+        **wish,
+    }
+    result = attempt(definition)
+    assert result.ok == (not seen)
+    assert seen in result.seen
 
 
 def test_dns_without_a_server() -> None:

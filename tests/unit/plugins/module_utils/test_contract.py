@@ -94,6 +94,15 @@ def test_secrets_that_differ_between_hosts_are_not_shown() -> None:
     assert not [fault for fault in found if "horse" in str(fault) or "hush" in str(fault)]
 
 
+def test_zones_and_hosts_of_the_site_are_no_fault() -> None:
+    shared = {
+        "plainkube_dns_servers": ["192.0.2.53"],
+        "plainkube_dns_zones": {"example.org": ["192.0.2.54", "192.0.2.55:5353"]},
+        "plainkube_dns_hosts": {"mail.example.org": ["192.0.2.25", "2001:db8::25"]},
+    }
+    assert faults_of(shared) == []
+
+
 def test_a_sound_inventory_has_no_fault() -> None:
     assert faults_of(playing="abc") == []
 
@@ -144,6 +153,22 @@ def test_a_sound_inventory_has_no_fault() -> None:
         ("plainkube_node_taints", [{"key": "gpu", "effect": "PreferNoSchedule", "vaule": "x"}], "Rename it to value"),
         ("plainkube_node_taints", ["gpu=yes:NoSchedule"], "a mapping"),
         ("plainkube_node_taints", [{"key": "gpu", "effect": "PreferNoSchedule"}] * 2, "twice"),
+        # names and who answers for them
+        ("plainkube_dns_cache_address", "192.0.2.10", "169.254.0.0/16"),
+        ("plainkube_dns_cache_address", "169.254.169.254", "169.254.169.0/24"),
+        ("plainkube_dns_cache_address", "dns", "169.254.20.10 is usual"),
+        ("plainkube_dns_cache", "yes", "true or false"),
+        ("plainkube_dns_servers", ["127.0.0.53"], "that pods can reach"),
+        ("plainkube_dns_servers", ["192.0.2.53:5353"], "port 53 is asked"),
+        ("plainkube_dns_servers", ["169.254.20.10"], "the nodes' cache"),
+        ("plainkube_dns_servers", ["10.96.0.10"], "the cluster's own name server"),
+        ("plainkube_dns_zones", {"example.org.": ["192.0.2.53"]}, "without a dot"),
+        ("plainkube_dns_zones", {"example.org": "192.0.2.53"}, "a list of IPv4 addresses"),
+        ("plainkube_dns_zones", {"example.org": ["192.0.2.53:0"]}, "with :port"),
+        ("plainkube_dns_zones", {"example.org": ["10.96.0.10:53"]}, "the cluster's own name server"),
+        ("plainkube_dns_zones", {"a.cluster.local": ["192.0.2.53"]}, "a zone of the cluster itself"),
+        ("plainkube_dns_hosts", {"Mail": ["192.0.2.25"]}, "lower case"),
+        ("plainkube_dns_hosts", {"mail.example.org": []}, "a list of addresses"),
         # types and choices
         ("plainkube_kubernetes_version", 1.37, "quotes"),
         ("plainkube_api_port", "https", "a whole number"),

@@ -101,3 +101,17 @@ def test_percentile() -> None:
     assert host_facts.percentile_99([5.0]) == 5.0
     with pytest.raises(ValueError, match="no values"):
         host_facts.percentile_99([])
+
+
+@pytest.mark.parametrize(
+    ("text", "resolved", "expected"),
+    [
+        ("nameserver 192.0.2.53\n", "nameserver 192.0.2.54\n", "/etc/resolv.conf"),
+        ("nameserver 127.0.0.53\n", "nameserver 192.0.2.54\n", host_facts.RESOLVED_FILE),
+        ("nameserver 127.0.0.53\nnameserver 192.0.2.53\n", "nameserver 192.0.2.54\n", "/etc/resolv.conf"),
+        ("nameserver 127.0.0.1\n", "", "/etc/resolv.conf"),
+        ("", "nameserver 192.0.2.54\n", "/etc/resolv.conf"),
+    ],
+)
+def test_the_stub_of_systemd_resolved_is_not_for_pods(text: str, resolved: str, expected: str) -> None:
+    assert host_facts.resolver_file("/etc/resolv.conf", text, resolved) == expected
