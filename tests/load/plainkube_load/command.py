@@ -94,6 +94,7 @@ async def run(targets: list[Target], settings: Settings, seconds: float, phase: 
         loop.add_signal_handler(number, load.stopping.set)
     ending = loop.call_later(min(seconds, LONGEST_SECONDS), load.stopping.set)
     following = asyncio.create_task(_follow(load)) if control else None
+    print("The clients begin.", flush=True)
     await load.run()
     ending.cancel()
     if following:
