@@ -94,12 +94,16 @@ def local_ipv6_addresses(if_inet6: str) -> list[str]:
     )
 
 
-def listening_sockets(table: str, little_endian: bool = True) -> list[tuple[str, int, str]]:
-    """Return (address, port, inode) of each listening socket in the text of /proc/net/tcp or tcp6."""
+# The states (as /proc/net shows them) of sockets that wait for whoever comes: LISTEN, and unconnected.
+WAITING_STATES = {"tcp": "0A", "udp": "07"}
+
+
+def listening_sockets(table: str, little_endian: bool = True, protocol: str = "tcp") -> list[tuple[str, int, str]]:
+    """Return (address, port, inode) of each listening socket in the text of /proc/net/tcp, tcp6, udp or udp6."""
     listening = []
     for line in table.splitlines()[1:]:
         fields = line.split()
-        if len(fields) > 9 and fields[3] == "0A":
+        if len(fields) > 9 and fields[3] == WAITING_STATES[protocol]:
             address, _, port = fields[1].partition(":")
             listening.append((_kernel_address(address, little_endian), int(port, 16), fields[9]))
     return listening

@@ -177,7 +177,6 @@ facts:
       type: dict
 """
 
-import contextlib
 import ctypes
 import glob
 import gzip
@@ -190,12 +189,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.plainkube.cluster.plugins.module_utils import host_facts
+from ansible_collections.plainkube.cluster.plugins.module_utils.listeners_io import listeners
 
 RESOLVE_SECONDS = 5.0
 # etcd's write-ahead log writes about this much at a time.
@@ -329,42 +329,6 @@ def folder_facts(minimum_disk_mib: dict[str, int]) -> list[dict[str, Any]]:
             }
         )
     return facts
-
-
-def listeners(ports: set[int]) -> list[dict[str, Any]]:
-    """Return who listens on these ports. The name is empty when the process is not seen, as in another container."""
-    sockets = {}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for address, port, inode in host_facts.listening_sockets(text_of(table), sys.byteorder == "little"):
-            if port in ports:
-                sockets[inode] = {"address": address, "port": port, "process": "", "pid": 0}
-    if sockets:
-        find_owners(sockets)
-    return sorted(sockets.values(), key=lambda row: (row["port"], row["address"]))
-
-
-def find_owners(sockets: dict[str, dict[str, Any]]) -> None:
-    for process in Path("/proc").glob("[0-9]*"):
-        for target in descriptors_of(process):
-            inode = target[len("socket:[") : -1] if target.startswith("socket:[") else ""
-            if inode in sockets and not sockets[inode]["process"]:
-                sockets[inode].update(process=program_of(process), pid=int(process.name))
-
-
-def descriptors_of(process: Path) -> Iterator[str]:
-    """Yield what a process's descriptors lead to, passing over those that it closes meanwhile."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(process / "fd"):
-            with contextlib.suppress(OSError):
-                yield os.readlink(entry.path)  # noqa: PTH115 - hot path
-
-
-def program_of(process: Path) -> str:
-    """Return the base name of a process's program; comm would be cut after 15 characters."""
-    try:
-        return Path(os.readlink(process / "exe")).name.replace(" (deleted)", "")  # noqa: PTH115 - Python 3.8
-    except OSError:
-        return text_of(str(process / "comm")).strip()
 
 
 def package_facts(programs: Iterable[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.plainkube.cluster.plugins.module_utils import purposes
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
@@ -175,3 +176,20 @@ def test_images_are_named_as_in_the_catalogue() -> None:
     assert used == {
         reference.replace("{version}", "{{ cluster_versions." + name + " }}") for name, reference in images.items()
     }
+
+
+def test_everything_that_roles_run_is_explained() -> None:
+    """explain-host says what each unit is for; one that is missing in its table would be somebody else's."""
+    templates = (ROOT / "roles").glob("*/templates/etc/systemd/system/*.j2")
+    units = {path.name.removesuffix(".j2") for path in templates}
+    assert units - set(purposes.UNITS) == set()
+
+
+def test_every_port_that_preflight_keeps_free_is_explained() -> None:
+    by_kind = loaded(ROOT / "roles" / "preflight" / "vars" / "main.yml")["__preflight_ports_by_kind"]
+    known = {
+        (opening.port.replace("{api}", "{{ plainkube_api_port }}"), opening.program) for opening in purposes.OPENINGS
+    }
+    # A list made by an expression is the edge's, whose ports are the inventory's own.
+    asked = {(str(row["port"]), row["process"]) for rows in by_kind.values() if isinstance(rows, list) for row in rows}
+    assert asked - known == set()
