@@ -17,6 +17,14 @@ PORT = {
     "address": {"type": "str", "required": True},
     "process": {"type": "str", "required": True},
 }
+NETWORK = {
+    "kind": {"type": "str", "required": True},
+    "backend": {"type": "str", "required": True},
+    "pod_cidr": {"type": "str", "required": True},
+    "node_cidr_size": {"type": "int", "required": True},
+    "overhead": {"type": "int", "required": True},
+    "mtu": {"type": "int", "required": True},
+}
 HOST = {
     "etcd": {"type": "bool", "required": True},
     "control_plane": {"type": "bool", "required": True},
@@ -24,6 +32,7 @@ HOST = {
     "address": {"type": "str", "required": True},
     "ports": {"type": "list", "elements": "dict", "options": PORT, "default": []},
     "etcd_data_dir": {"type": "str", "default": "/var/lib/etcd"},
+    "network": {"type": "dict", "required": True, "options": NETWORK},
     "kernel_modules": {"type": "list", "elements": "str", "default": []},
     "programs": {"type": "list", "elements": "str", "default": []},
     "resolv_conf": {"type": "str", "default": "/etc/resolv.conf"},

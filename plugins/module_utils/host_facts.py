@@ -8,8 +8,10 @@ This file and its module run on hosts that may turn out to be too old, so they k
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 HEADER = "Managed by plainkube.cluster"
 
@@ -49,6 +51,13 @@ UNIT_FOLDERS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/
 # containerd takes the first configuration by name; what comes after the collection's own does no harm.
 NETWORK_FOLDER = "/etc/cni/net.d"
 OWN_NETWORK = "10-plainkube.conflist"
+# The unit by which each pod network of ours is known, and a word of it that others with the same name lack.
+NETWORK_UNITS = {
+    "bridge": ("node-routes.service", ""),
+    "flannel": ("flanneld.service", ""),
+    "kube_router": ("kube-router.service", "--run-router=true"),
+}
+FLANNEL_CONFIGURATION = "/etc/plainkube/flannel.json"
 
 # Where systemd-resolved lists the name servers that it asks.
 RESOLVED_FILE = "/run/systemd/resolve/resolv.conf"
@@ -163,6 +172,38 @@ def source_locations(texts: Iterable[str]) -> tuple[list[str], bool]:
             names |= set(re.findall(r"\b(?:https?|ftp|mirror\+https?)://(?:[^/\s@\"]*@)?([A-Za-z0-9._-]+)", active))
             local = local or bool(re.search(r"\b(file|cdrom|copy):", active))
     return sorted(names), local
+
+
+def present_network(
+    units: Mapping[str, str], flannel: str, proxy: str, controller_manager: str, foreign: Sequence[str]
+) -> dict[str, str]:
+    """Return what the host has of a pod network: kind, backend, pod_cidr, node_cidr_size; nothing of what it has not.
+
+    units: the texts of our units by name. flannel, proxy, controller_manager: the texts of flannel's and kube-proxy's
+    configuration and of kube-controller-manager's unit. foreign: the names of others' CNI configurations.
+    """
+    kinds = [kind for kind, (unit, word) in NETWORK_UNITS.items() if unit in units and word in units[unit]]
+    # Where our kube-proxy runs and somebody else's configuration is the first by name, that one is used.
+    brought = bool(proxy) and any(name < OWN_NETWORK for name in foreign)
+    found = {"kind": kinds[0]} if kinds else {"kind": "none"} if brought else {}
+    if kinds[:1] == ["flannel"]:
+        found["backend"] = str((_json_object(flannel).get("Backend") or {}).get("Type", ""))
+    for name, text, pattern in (
+        ("pod_cidr", proxy, r"(?m)^clusterCIDR: *\"?([0-9./]+)"),
+        ("node_cidr_size", controller_manager, r"--node-cidr-mask-size=([0-9]+)"),
+    ):
+        said = re.search(pattern, text)
+        if said:
+            found[name] = said.group(1)
+    return {name: value for name, value in found.items() if value}
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def module_state(name: str, signs: bool, builtin: str, available: str, configuration: str) -> str:

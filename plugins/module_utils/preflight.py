@@ -16,6 +16,7 @@ from typing import Any
 
 from ansible_collections.plainkube.cluster.plugins.module_utils.contract import DNS_LABEL
 from ansible_collections.plainkube.cluster.plugins.module_utils.host_facts import NETWORK_FOLDER, OWN_NETWORK
+from ansible_collections.plainkube.cluster.plugins.module_utils.networks import pod_mtu
 
 OLDEST_PYTHON = (3, 9)
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -65,9 +66,12 @@ def evaluate(hosts: Mapping[str, Facts | None]) -> Report:
         report.faults += [Finding(name, *words) for words in _name_words(name)]
         report.warnings += [Finding(name, *words) for check in WARNING_CHECKS for words in check(facts)]
     answering = {name: facts for name, facts in hosts.items() if facts is not None}
+    for check in SHARED_FAULT_CHECKS:
+        report.faults += _together(answering, check)
     report.faults += _twins(answering)
     report.faults += _clock_faults(answering)
     report.warnings += _clock_warnings(answering)
+    report.warnings += _link_warnings(answering)
     return report
 
 
@@ -355,6 +359,80 @@ WARNING_CHECKS: tuple[Callable[[Facts], Iterator[Words]], ...] = (
     _some_package_sources,
     _name_servers,
 )
+
+
+# Networks: what is wrong is mostly wrong on all hosts, and said once
+
+
+def _changed_network(facts: Facts) -> Iterator[Words]:
+    present, asked = facts["network"], facts["asked"]["network"]
+    wanted = {**asked, "node_cidr_size": str(asked["node_cidr_size"])}
+    remedy = (
+        "Nothing can change it while pods run: hosts that have changed and hosts that have not would not reach each "
+        "other's pods. Set the variable back, or make the cluster anew with playbooks/reset.yml and site.yml."
+    )
+    for key, variable in NETWORK_VARIABLES.items():
+        # Without a network yet, a host may still get any; and only flannel has a backend.
+        of_another = key == "backend" and wanted["kind"] != "flannel"
+        if key in present and present[key] != wanted[key] and not of_another:
+            yield f"{_network_words(key, present)} in the running cluster", f"{wanted[key]} ({variable})", remedy
+
+
+def _network_words(key: str, present: Mapping[str, str]) -> str:
+    return {
+        "kind": f"the network {present.get('kind')}",
+        "backend": f"flannel's backend {present.get('backend')}",
+        "pod_cidr": f"pods' addresses from {present.get('pod_cidr')}",
+        "node_cidr_size": f"/{present.get('node_cidr_size')} for each node's pods",
+    }[key]
+
+
+def _too_long_packets(facts: Facts) -> Iterator[Words]:
+    network, link = facts["asked"]["network"], facts["link"]
+    if not link or not network["mtu"] or not _is_node(facts["asked"]):
+        return
+    most = pod_mtu(link["mtu"], network["overhead"])
+    if network["mtu"] > most:
+        added = f", {network['mtu'] + network['overhead']} with what the network adds," if network["overhead"] else ""
+        found = f"plainkube_pod_mtu {network['mtu']}{added} on link {link['name']}, which carries {link['mtu']} bytes"
+        remedy = "Lower it, leave it at 0 to have it computed, or raise the MTU of the links and of all between them."
+        yield found, f"at most {most}", remedy
+
+
+NETWORK_VARIABLES = {
+    "kind": "plainkube_network",
+    "backend": "plainkube_network_backend",
+    "pod_cidr": "plainkube_pod_cidr",
+    "node_cidr_size": "plainkube_node_cidr_size",
+}
+SHARED_FAULT_CHECKS: tuple[Callable[[Facts], Iterator[Words]], ...] = (_changed_network, _too_long_packets)
+
+
+def _together(hosts: Mapping[str, Facts], check: Callable[[Facts], Iterator[Words]]) -> Iterator[Finding]:
+    """Yield each finding of a check once, with the names of all hosts that it holds for."""
+    names: dict[Words, list[str]] = {}
+    for name, facts in hosts.items():
+        for words in check(facts):
+            names.setdefault(words, []).append(name)
+    for words, alike in names.items():
+        yield Finding(", ".join(sorted(alike)), *words)
+
+
+def _link_warnings(hosts: Mapping[str, Facts]) -> Iterator[Finding]:
+    """Pods learn their own host's link alone; only one that routes tells them that another one is smaller."""
+    nodes = {name: facts for name, facts in hosts.items() if facts["link"] and _is_node(facts["asked"])}
+    mtus = {facts["link"]["mtu"] for facts in nodes.values()}
+    if len(mtus) < 2 or any(facts["asked"]["network"]["mtu"] for facts in nodes.values()):
+        return
+    smallest = min(mtus)
+    most = pod_mtu(smallest, max(facts["asked"]["network"]["overhead"] for facts in nodes.values()))
+    larger = sorted(name for name, facts in nodes.items() if facts["link"]["mtu"] > smallest)
+    yield Finding(
+        ", ".join(larger),
+        f"a link that carries more than the {smallest} bytes of another host's",
+        "the same MTU on all of them",
+        f"Correct the links, or set plainkube_pod_mtu to {most}, so that no pod sends what another host cannot take.",
+    )
 
 
 # All hosts together

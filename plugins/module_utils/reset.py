@@ -99,6 +99,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "kube-proxy": ("/etc/kubernetes",),
     "haproxy": ("/etc/kubernetes",),
     "node-routes": ("/etc/cni/net.d/10-plainkube.conflist*",),
+    "flanneld": ("/etc/cni/net.d/10-plainkube.conflist*", "/etc/kubernetes", "/run/flannel"),
     "containerd": (
         "/run/containerd",
         "/run/nri",
@@ -111,8 +112,12 @@ FOLDERS: dict[str, tuple[str, ...]] = {
 TABLES: dict[str, tuple[str, ...]] = {
     "kube-proxy": ("kube-proxy",),
     "node-routes": ("plainkube_pods",),
+    "flanneld": ("plainkube_pods",),
     "containerd": ("cni_hostport",),
 }
+# Components that hang pods on a bridge.
+BRIDGING = {"node-routes", "flanneld"}
+LINKS: dict[str, tuple[str, ...]] = {"flanneld": ("flannel.1", "flannel-wg")}
 # Mounts below these are made by kubelet and containerd: they are undone, and what is in them is not touched.
 MOUNT_PARENTS: dict[str, tuple[str, ...]] = {
     "kubelet": (KUBELET_FOLDER,),
@@ -232,9 +237,21 @@ def data_directory(unit_text: str) -> str:
 
 
 def bridge_name(unit_text: str) -> str:
-    """Return the bridge that pods hang on, from the text of the unit node-routes."""
+    """Return the bridge that pods hang on, from the text of the network's unit."""
     found = re.search(r"--bridge=(\S+)", unit_text)
     return found.group(1) if found else BRIDGE
+
+
+def pod_network(text: str) -> str:
+    """Return the network of all pods from the text of flannel's configuration, empty if it says none."""
+    found = re.search(r'"Network": *"([0-9./]+)"', text)
+    return found.group(1) if found else ""
+
+
+def lasting_routes(text: str) -> list[str]:
+    """Return the routes in what ip prints that lead to another host, and not through an interface of flannel's."""
+    rows = [line.strip() for line in text.splitlines()]
+    return [row for row in rows if " via " in row and not re.search(r" dev flannel[.-]", row)]
 
 
 def sysusers_names(text: str) -> dict[str, str]:
@@ -400,14 +417,19 @@ def _network(facts: Facts, ours: set[str]) -> Iterator[Step]:
     if "containerd" in ours:
         for path in facts.namespaces:
             yield Step("network", "namespace", path)
-    if "node-routes" in ours:
+    if ours & BRIDGING:
         for name, master in facts.interfaces.items():
             if master == facts.bridge and name.startswith("veth"):
                 yield Step("network", "link", name)
         if facts.bridge in facts.interfaces:
             yield Step("network", "link", facts.bridge)
+        # Those through an interface that goes go with it.
         for route in facts.routes:
             yield Step("network", "route", route)
+    for component in sorted(ours):
+        for name in LINKS.get(component, ()):
+            if name in facts.interfaces:
+                yield Step("network", "link", name)
     doomed = {name for component in ours for name in TABLES.get(component, ())}
     for family, name in facts.tables:
         if name in doomed:

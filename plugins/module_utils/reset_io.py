@@ -36,6 +36,8 @@ DEATH_SECONDS = 10
 UNMOUNT_SECONDS = 10
 COMMAND_SECONDS = 30
 HEAD_BYTES = 1024
+NETWORK_UNITS = ("node-routes.service", "flanneld.service")
+FLANNEL_CONFIGURATION = "/etc/plainkube/flannel.json"
 CRICTL = ("/usr/local/bin/crictl", "--runtime-endpoint=unix:///run/containerd/containerd.sock")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -104,14 +106,20 @@ def look() -> reset.Facts:
         pods=_pods() if "containerd.service" in running else {},
         cgroups=matching("/sys/fs/cgroup/kubepods*") + matching("/sys/fs/cgroup/*/kubepods*"),
         interfaces={link["ifname"]: link.get("master", "") for link in _json(["ip", "-j", "link", "show"], [])},
-        routes=[line.strip() for line in answer(["ip", "route", "show", "proto", "76"]).splitlines()],
+        routes=reset.lasting_routes(answer(["ip", "route", "show", "proto", "76"]) + _flannel_routes()),
         tables=re.findall(r"^table (\S+) (\S+)$", answer(["nft", "list", "tables"]), re.MULTILINE),
         iptables={name: answer([f"{name}-save"]) for name in ("iptables", "ip6tables")},
         users={entry.pw_name: entry.pw_gecos for entry in pwd.getpwall()},
         sysusers=sysusers,
-        bridge=reset.bridge_name(_text(posixpath.join(reset.UNIT_FOLDER, "node-routes.service"))),
+        bridge=reset.bridge_name("".join(_text(posixpath.join(reset.UNIT_FOLDER, name)) for name in NETWORK_UNITS)),
         etcd_data=etcd_data,
     )
+
+
+def _flannel_routes() -> str:
+    """Return the routes to other hosts' pods, which flannel marks in no way, as ip prints them."""
+    network = reset.pod_network(_text(FLANNEL_CONFIGURATION))
+    return answer(["ip", "route", "show", "root", network, "proto", "boot"]) if network else ""
 
 
 def _text(path: str) -> str:
@@ -362,7 +370,8 @@ ONE: dict[str, Callable[[Step], Any]] = {
     "unmount": _unmount,
     "namespace": _remove_namespace,
     "link": lambda step: run(["ip", "link", "delete", step.target]),
-    "route": lambda step: run(["ip", "route", "delete", step.target.split()[0], "proto", "76"]),
+    # Network, "via", address: what comes behind them ip prints in words that it does not read.
+    "route": lambda step: run(["ip", "route", "delete", *step.target.split()[:3]]),
     "table": lambda step: run(["nft", "delete", "table", *step.target.split()]),
     "iptables": lambda step: run([f"{step.target}-restore", "--noflush"], text=step.detail),
     "cgroup": _stop_slice,

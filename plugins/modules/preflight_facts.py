@@ -58,6 +58,35 @@ options:
         description: Folder of the member's data.
         type: str
         default: /var/lib/etcd
+      network:
+        description: The pod network that the cluster is to have.
+        type: dict
+        required: true
+        suboptions:
+          kind:
+            description: Its name, as in C(plainkube_network).
+            type: str
+            required: true
+          backend:
+            description: How flannel carries packets.
+            type: str
+            required: true
+          pod_cidr:
+            description: The network of all pods.
+            type: str
+            required: true
+          node_cidr_size:
+            description: Length of each node's part of it.
+            type: int
+            required: true
+          overhead:
+            description: Bytes that it adds to a packet between hosts.
+            type: int
+            required: true
+          mtu:
+            description: Longest packet of pods that was asked for, 0 for what links leave.
+            type: int
+            required: true
       kernel_modules:
         description: Kernel modules that a node needs.
         type: list
@@ -136,6 +165,8 @@ EXAMPLES = r"""
       worker: false
       address: 192.0.2.11
       ports: [{port: 2379, address: 192.0.2.11, process: etcd}]
+      network:
+        {kind: bridge, backend: vxlan, pod_cidr: 10.244.0.0/16, node_cidr_size: 24, overhead: 0, mtu: 0}
       minimum_memory_mib: 900
       minimum_disk_mib: {/var/lib/etcd: 2048}
       minimum_kernel: "5.13"
@@ -169,6 +200,14 @@ facts:
       description: Free space and inodes for each folder, its device and whether it holds something already.
       type: list
       elements: dict
+    link:
+      description: C(name) and C(mtu) of the link that has the address.
+      type: dict
+    network:
+      description: >-
+        What the host has of a pod network already: C(kind), C(backend), C(pod_cidr) and C(node_cidr_size), of each
+        what it has.
+      type: dict
     fsync_p99_milliseconds:
       description: Time of a synchronous write of 2300 bytes, 99th percentile. None when it was not measured.
       type: float
@@ -194,7 +233,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.plainkube.cluster.plugins.module_utils import host_facts
+from ansible_collections.plainkube.cluster.plugins.module_utils import host_facts, host_links
 from ansible_collections.plainkube.cluster.plugins.module_utils.listeners_io import listeners
 
 RESOLVE_SECONDS = 5.0
@@ -417,11 +456,25 @@ def remnants() -> list[dict[str, str]]:
 
 
 def foreign_networks() -> list[str]:
-    """Return the names of pod network configurations; once the kubelet is ours, somebody added them on purpose."""
-    if is_ours(Path("/etc/systemd/system/kubelet.service")):
-        return []
+    """Return the names of pod network configurations that are not ours."""
     return sorted(
         path.name for path in Path(host_facts.NETWORK_FOLDER).glob("*.conf*") if path.name != host_facts.OWN_NETWORK
+    )
+
+
+def our_text(path: str) -> str:
+    """Return a file's text if it carries this collection's header, else nothing."""
+    return text_of(path) if is_ours(Path(path)) else ""
+
+
+def present_network(foreign: list[str]) -> dict[str, str]:
+    units = {unit: our_text(f"/etc/systemd/system/{unit}") for unit, _ in host_facts.NETWORK_UNITS.values()}
+    return host_facts.present_network(
+        {unit: text for unit, text in units.items() if text},
+        our_text(host_facts.FLANNEL_CONFIGURATION),
+        our_text("/etc/kubernetes/kube-proxy.yml"),
+        our_text("/etc/systemd/system/kube-controller-manager.service"),
+        foreign,
     )
 
 
@@ -438,6 +491,8 @@ def main() -> None:
     data = etcd_data(host["etcd_data_dir"] if host["etcd"] else "")
     asked = host["resolv_conf"]
     resolver = host_facts.resolver_file(asked, text_of(asked), text_of(host_facts.RESOLVED_FILE))
+    foreign = foreign_networks()
+    link = host_links.link_of(host["address"])
     measure = host["etcd"] and not module.check_mode and not (data["database"] or data["version_2"] or data["proxy"])
     facts = {
         **system_facts(),
@@ -451,7 +506,10 @@ def main() -> None:
         "dns_cache_is_ours": is_ours(Path(host_facts.CACHE_UNIT)),
         "etcd_data": data,
         "remnants": remnants(),
-        "foreign_networks": foreign_networks(),
+        # Once the kubelet is ours, somebody added them on purpose.
+        "foreign_networks": [] if is_ours(Path("/etc/systemd/system/kubelet.service")) else foreign,
+        "network": present_network(foreign),
+        "link": {"name": link[0], "mtu": link[1]} if link else {},
         "fsync_p99_milliseconds": fsync_p99_milliseconds(host["etcd_data_dir"]) if measure else None,
     }
     # In Ansible's own words, so that later roles need not ask the host again.

@@ -12,6 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+NETWORK = {
+    "kind": "bridge",
+    "backend": "vxlan",
+    "pod_cidr": "10.244.0.0/16",
+    "node_cidr_size": 24,
+    "overhead": 0,
+    "mtu": 0,
+}
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -26,6 +34,7 @@ def run(folder: Path, *options: str, **host: Any) -> tuple[int, str, dict[str, A
         "minimum_memory_mib": 1,
         "minimum_disk_mib": {str(folder): 1},
         "minimum_kernel": "3.0",
+        "network": NETWORK,
         **host,
     }
     report = folder / "facts.json"
@@ -71,6 +80,7 @@ def test_facts_of_this_machine(tmp_path: Path) -> None:
     assert facts["memory_mib"] > 0
     assert "127.0.0.1" in facts["addresses"]
     assert facts["fsync_p99_milliseconds"] > 0
+    assert facts["link"] == {"name": "lo", "mtu": int(Path("/sys/class/net/lo/mtu").read_text())}
     clock = facts["clock"]
     assert abs(clock["offset_seconds"]) <= clock["uncertainty_seconds"] + 0.01
     assert "ahead of" not in output

@@ -22,12 +22,13 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+# Lies beside this program.
+from cni_configuration import configure
 
 # Marks the routes that are ours among all routes of the host (ip-route(8), "proto"); nothing else uses the number.
 ROUTE_PROTOCOL = "76"
-CONFIGURATION = "/etc/cni/net.d/10-plainkube.conflist"
 # A watch ends by itself after this many seconds; then routes that somebody else removed are put back.
 WATCH_SECONDS = 45
 RETRY_SECONDS = 2
@@ -61,31 +62,6 @@ def route_commands(present: dict[str, str], wanted: dict[str, str]) -> list[list
         if present.get(network) != address
     ]
     return stale + missing
-
-
-def cni_configuration(network: str, bridge: str, mtu: int) -> str:
-    """Return the CNI configuration of a host whose pods have addresses in this network."""
-    configuration = {
-        "cniVersion": "1.0.0",
-        "name": "plainkube",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": bridge,
-                "isGateway": True,
-                # A pod may reach itself through its own Service.
-                "hairpinMode": True,
-                "mtu": mtu,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": [[{"subnet": network}]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
-                },
-            },
-            {"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": True}},
-        ],
-    }
-    return json.dumps(configuration, indent=2) + "\n"
 
 
 def apply_event(nodes: dict[str, dict[str, Any]], event: dict[str, Any]) -> str | None:
@@ -172,10 +148,7 @@ class Host:
         own = node_route(nodes.get(self.node, {}))
         if own is None:
             return False
-        configuration = cni_configuration(own[0], self.bridge, self.mtu())
-        if read(CONFIGURATION) != configuration:
-            write(CONFIGURATION, configuration)
-            print(f"wrote {CONFIGURATION} for {own[0]}", flush=True)
+        configure(own[0], self.bridge, self.mtu())
         return True
 
 
@@ -185,26 +158,6 @@ def run(command: list[str]) -> str:
     if done.returncode != 0:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
-
-
-def read(path: str) -> str:
-    """Return a file's text, empty when there is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-
-
-def write(path: str, text: str) -> None:
-    """Replace a file as a whole, readable by root alone."""
-    # A name that no CNI runtime takes for a configuration.
-    temporary = path + ".new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(temporary).rename(path)
 
 
 def notify(state: str) -> None:

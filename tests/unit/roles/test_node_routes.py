@@ -4,18 +4,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from typing import Any
 
+import node_routes
 import pytest
-
-SOURCE = Path(__file__).resolve().parents[3] / "roles" / "network" / "files" / "node_routes.py"
-SPEC = importlib.util.spec_from_file_location("node_routes", SOURCE)
-assert SPEC and SPEC.loader
-node_routes = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(node_routes)
 
 
 def node(name: str, network: str | None, address: str | None, version: str = "1") -> dict[str, Any]:
@@ -83,10 +76,3 @@ def test_the_list_follows_events() -> None:
 def test_an_error_event_asks_for_the_list_anew() -> None:
     gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "metadata": {}}}
     assert node_routes.apply_event({}, gone) is None
-
-
-def test_pods_get_addresses_of_their_own_node() -> None:
-    bridge, portmap = json.loads(node_routes.cni_configuration("10.244.1.0/24", "cni0", 1450))["plugins"]
-    assert (bridge["bridge"], bridge["mtu"]) == ("cni0", 1450)
-    assert bridge["ipam"]["ranges"] == [[{"subnet": "10.244.1.0/24"}]]
-    assert portmap["capabilities"] == {"portMappings": True}

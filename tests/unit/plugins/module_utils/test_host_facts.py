@@ -115,3 +115,33 @@ def test_percentile() -> None:
 )
 def test_the_stub_of_systemd_resolved_is_not_for_pods(text: str, resolved: str, expected: str) -> None:
     assert host_facts.resolver_file("/etc/resolv.conf", text, resolved) == expected
+
+
+ROUTES, FLANNEL = {"node-routes.service": "--node=a"}, {"flanneld.service": "--kube-subnet-mgr"}
+PROXY = "mode: nftables\nclusterCIDR: 10.244.0.0/16\n"
+VXLAN = '{"Comment": "x", "Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": false}}'
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"units": ROUTES}, {"kind": "bridge"}),
+        ({"units": FLANNEL, "flannel": VXLAN}, {"kind": "flannel", "backend": "vxlan"}),
+        # A run that died after the unit was written.
+        ({"units": FLANNEL}, {"kind": "flannel"}),
+        ({"units": FLANNEL, "flannel": "[]"}, {"kind": "flannel"}),
+        ({"units": {"kube-router.service": "--run-router=true"}}, {"kind": "kube_router"}),
+        # The same program enforces policies with every network.
+        ({"units": {**FLANNEL, "kube-router.service": "--run-router=false"}, "flannel": ""}, {"kind": "flannel"}),
+        ({"proxy": PROXY}, {"pod_cidr": "10.244.0.0/16"}),
+        ({"proxy": PROXY, "foreign": ["05-x.conflist"]}, {"kind": "none", "pod_cidr": "10.244.0.0/16"}),
+        ({"proxy": PROXY, "foreign": ["87-podman.conflist"]}, {"pod_cidr": "10.244.0.0/16"}),
+        # Of another cluster, which another check refuses.
+        ({"foreign": ["05-x.conflist"]}, {}),
+        ({"controller_manager": "  --node-cidr-mask-size=25 \\\n"}, {"node_cidr_size": "25"}),
+    ],
+)
+def test_the_network_that_a_host_has(given: dict[str, Any], expected: dict[str, str]) -> None:
+    nothing: dict[str, Any] = {"units": {}, "flannel": "", "proxy": "", "controller_manager": "", "foreign": []}
+    assert host_facts.present_network(**{**nothing, **given}) == expected

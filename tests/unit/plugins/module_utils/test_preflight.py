@@ -22,6 +22,14 @@ ASKED: dict[str, Any] = {
         {"port": 10250, "address": "0.0.0.0", "process": "kubelet"},
     ],
     "etcd_data_dir": "/var/lib/etcd",
+    "network": {
+        "kind": "flannel",
+        "backend": "vxlan",
+        "pod_cidr": "10.244.0.0/16",
+        "node_cidr_size": 24,
+        "overhead": 50,
+        "mtu": 0,
+    },
     "kernel_modules": ["overlay", "nf_tables"],
     "programs": ["conntrack"],
     "resolv_conf": "/etc/resolv.conf",
@@ -76,6 +84,8 @@ SOUND: dict[str, Any] = {
     "etcd_data": {"path": "/var/lib/etcd", "database": True, "version_2": False, "proxy": False, "own_unit": True},
     "remnants": [],
     "foreign_networks": [],
+    "network": {"kind": "flannel", "backend": "vxlan", "pod_cidr": "10.244.0.0/16", "node_cidr_size": "24"},
+    "link": {"name": "eth0", "mtu": 1500},
     "fsync_p99_milliseconds": 3.0,
 }
 
@@ -189,6 +199,61 @@ def test_what_is_only_unwise_is_a_warning(changes: dict[str, Any], words: list[s
 )
 def test_what_is_allowed_or_harmless_is_silent(changes: dict[str, Any], asked: dict[str, Any]) -> None:
     assert report_of(changes, **asked) == Report()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"kind": "bridge"}, ["found the network flannel in the running cluster; wanted bridge (plainkube_network)"]),
+        ({"kind": "none"}, ["found the network flannel in the running cluster; wanted none (plainkube_network)"]),
+        ({"backend": "host-gw"}, ["found flannel's backend vxlan", "wanted host-gw (plainkube_network_backend)"]),
+        ({"pod_cidr": "10.64.0.0/16"}, ["pods' addresses from 10.244.0.0/16", "wanted 10.64.0.0/16 (plainkube_pod_"]),
+        ({"node_cidr_size": 25}, ["/24 for each node's pods", "wanted 25 (plainkube_node_cidr_size)"]),
+        (
+            {"mtu": 1500},
+            ["plainkube_pod_mtu 1500, 1550 with what the network adds, on link eth0, which carries 1500", "most 1450"],
+        ),
+        ({"mtu": 9000, "overhead": 0}, ["plainkube_pod_mtu 9000 on link eth0, which carries 1500 bytes", "most 1500"]),
+    ],
+)
+def test_what_is_wrong_with_the_network_of_all_hosts_is_said_once(asked: dict[str, Any], words: list[str]) -> None:
+    network = {**ASKED["network"], **asked}
+    hosts = {name: host(number=number, network=network) for name, number in (("a", 11), ("b", 12))}
+    (fault,) = evaluate(hosts).faults
+    assert fault.host == "a, b"
+    for word in words:
+        assert word in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("present", "asked"),
+    [
+        # A host without a network, of which the rest of the cluster decides.
+        ({}, {"kind": "bridge", "pod_cidr": "10.64.0.0/16"}),
+        ({"pod_cidr": "10.244.0.0/16"}, {"kind": "none"}),
+        # Only flannel has a backend.
+        ({"kind": "bridge", "pod_cidr": "10.244.0.0/16"}, {"kind": "bridge", "backend": "host-gw"}),
+        # What the tunnel leaves may be used up.
+        ({"kind": "flannel", "backend": "vxlan"}, {"mtu": 1450}),
+    ],
+)
+def test_networks_that_may_be_built(present: dict[str, str], asked: dict[str, Any]) -> None:
+    assert report_of({"network": present}, network={**ASKED["network"], **asked}).faults == []
+
+
+def test_hosts_without_pods_may_have_any_link() -> None:
+    network = {**ASKED["network"], "mtu": 1500}
+    assert report_of(network=network, worker=False, control_plane=False).faults == []
+
+
+def test_links_of_different_sizes_are_a_warning_with_what_all_can_take() -> None:
+    jumbo = {"link": {"name": "eth0", "mtu": 9000}}
+    (warning,) = report_of(jumbo).warnings
+    assert warning.host == "a"
+    assert "more than the 1500 bytes of another host's" in str(warning)
+    assert "plainkube_pod_mtu to 1450" in str(warning)
+    chosen = {**ASKED["network"], "mtu": 1400}
+    assert report_of(jumbo, network=chosen).warnings == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from ansible_collections.plainkube.cluster.plugins.module_utils import reset
 from ansible_collections.plainkube.cluster.plugins.module_utils.reset import (
     STAGES,
     SYSUSERS,
@@ -132,7 +133,7 @@ FOREIGN = Facts(
     namespaces=["/run/netns/cni-1"],
     processes=[Process(7, 1, "/usr/bin/containerd-shim-runc-v2"), Process(8, 7, "/pause", POD)],
     cgroups=["/sys/fs/cgroup/kubepods"],
-    interfaces={"cni0": "", "veth1": "cni0"},
+    interfaces={"cni0": "", "veth1": "cni0", "flannel.1": "", "flannel-wg": "", "wg0": ""},
     routes=["10.1.0.0/24 via 192.0.2.1"],
     tables=[("ip", "kube-proxy"), ("ip", "plainkube_pods"), ("ip", "filter")],
     iptables={"iptables": "*filter\n:INPUT ACCEPT [0:0]\n:KUBE-FIREWALL - [0:0]\nCOMMIT\n"},
@@ -162,12 +163,39 @@ def test_somebody_else_s_cluster_stays() -> None:
         ),
         ("kube-proxy", {"/etc/kubernetes", "ip kube-proxy"}),
         ("node-routes", {"cni0", "veth1", "10.1.0.0/24 via 192.0.2.1", "ip plainkube_pods"}),
+        (
+            "flanneld",
+            {
+                "/etc/kubernetes",
+                "cni0",
+                "veth1",
+                "flannel.1",
+                "flannel-wg",
+                "10.1.0.0/24 via 192.0.2.1",
+                "ip plainkube_pods",
+            },
+        ),
     ],
 )
 def test_only_components_that_are_ours_are_removed(component: str, goes: set[str]) -> None:
     own = unit(component)
     facts = replace(FOREIGN, units=own.units, header_files=own.header_files)
     assert {step.target for step in make_plan(facts)} - set(own.header_files) == goes
+
+
+def test_the_pod_network_is_read_from_flannels_configuration() -> None:
+    assert reset.pod_network('{\n  "Comment": "x",\n  "Network": "10.244.0.0/16",\n') == "10.244.0.0/16"
+    assert reset.pod_network("") == ""
+
+
+def test_routes_that_outlast_their_interface_are_named() -> None:
+    text = (
+        "10.244.1.0/24 via 192.0.2.12 dev eth0 \n"
+        "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink \n"
+        "10.244.0.0/16 dev flannel-wg scope link \n"
+        "10.244.3.0/24 dev cni0 scope link \n"
+    )
+    assert reset.lasting_routes(text) == ["10.244.1.0/24 via 192.0.2.12 dev eth0"]
 
 
 def test_a_link_to_our_store_is_evidence_too() -> None:
