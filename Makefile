@@ -77,6 +77,10 @@ bench-tenancy: dev ## Quotas and LimitRanges of 1,000 namespaces beside kubernet
 	@$(VENV)/python tests/bench/bench_tenancy.py
 	@$(VENV)/python tests/bench/bench_audit.py
 
+.PHONY: bench-dns
+bench-dns: dev ## Questions at cluster DNS with and without the nodes' cache, failed look-ups while it restarts and while there is no cluster DNS
+	@$(VENV)/python tests/bench/bench_dns.py
+
 .PHONY: docs
 docs: dev ## Writes the generated reference anew
 	@$(VENV)/python tools/generate-docs

@@ -83,6 +83,10 @@ CACHE_NETWORK = ipaddress.IPv4Network("169.254.0.0/16")
 NOT_FOR_CACHES = tuple(
     ipaddress.IPv4Network(cidr) for cidr in ("169.254.0.0/24", "169.254.169.0/24", "169.254.255.0/24")
 )
+# More is cut down by glibc.
+MOST_DOTS = 15
+# The minor of Kubernetes from which on policies that change objects are for general use.
+MUTATING_POLICIES_SINCE = 36
 LONGEST_CERTIFICATE_DAYS = 365
 BACKUP_REPOSITORY = re.compile(
     r"s3:https?://[^/\s]+/\S+|sftp:(//)?[^/\s:]+(:\d+/|[:/])\S+|rest:https?://[^/\s]+/\S*|/\S+"
@@ -287,6 +291,15 @@ def _dns_faults(hosts: Mapping[str, Variables], shared: Variables) -> Iterator[F
         for server in servers:
             if str(server) in circular:
                 yield Fault(host, "plainkube_dns_servers", f"{server}, {circular[str(server)]}", wanted, remedy)
+    release = re.match(r"1\.([0-9]+)\.", str(shared.get("plainkube_kubernetes_version")))
+    if shared.get("plainkube_dns_ndots") and release and int(release.group(1)) < MUTATING_POLICIES_SINCE:
+        yield Fault(
+            INVENTORY,
+            "plainkube_dns_ndots",
+            f"{shared['plainkube_dns_ndots']} with Kubernetes {shared['plainkube_kubernetes_version']}",
+            f"0 before Kubernetes 1.{MUTATING_POLICIES_SINCE}, whose API server has no policies that change pods",
+            "Set it to 0 until the cluster is moved on; pods can say dnsConfig.options themselves.",
+        )
     domain = str(shared.get("plainkube_cluster_domain"))
     for zone, servers in (shared.get("plainkube_dns_zones") or {}).items():
         variable = f"plainkube_dns_zones.{zone}"
@@ -815,6 +828,11 @@ def _dns_zones(zones: Mapping[str, Any]) -> Iterator[Words]:
             yield f"{zone}: {_shown(servers)}", wanted, "List at least one server that pods can reach."
 
 
+def _dns_ndots(value: int) -> Iterator[Words]:
+    if not 0 <= value <= MOST_DOTS:
+        yield str(value), f"from 1 to {MOST_DOTS}, or 0 for no rule", "2 is enough for names like service.namespace."
+
+
 def _dns_hosts(names: Mapping[str, Any]) -> Iterator[Words]:
     for name, addresses in names.items():
         if not _is_dns_name(str(name)):
@@ -849,5 +867,6 @@ VALUE_CHECKS: dict[str, Callable[[Any], Iterator[Words]]] = {
     "plainkube_dns_servers": _dns_servers,
     "plainkube_dns_zones": _dns_zones,
     "plainkube_dns_hosts": _dns_hosts,
+    "plainkube_dns_ndots": _dns_ndots,
     "plainkube_kubelet_certificate_minutes": _kubelet_certificate_minutes,
 }

@@ -771,7 +771,9 @@ def _dns_rule() -> Object:
             {
                 "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
                 "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
-            }
+            },
+            # The cache of names on the pod's own host, whatever its link-local address is.
+            {"ipBlock": {"cidr": "169.254.0.0/16"}},
         ],
         "ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")],
     }

@@ -24,7 +24,8 @@ from plainkube_lab.access import lab_folder
 from plainkube_lab.model import LABEL
 from plainkube_lab.system import cache_folder
 
-CLUSTER_DNS = "10.96.0.10"
+CLUSTER_DNS, CACHE = "10.96.0.10", "169.254.20.10"
+CACHE_SECONDS = 30
 ETCD, OLDER_ETCD = "etcd.service", "3.6.14"
 # Of each kind that the tests take apart: all with FAULTS=all, otherwise one.
 CONTROL_PLANE = ["alpha", "beta", "gamma"]
@@ -234,6 +235,42 @@ def test_a_lost_control_plane_host_is_not_missed_and_comes_back_by_itself(
     everything = {(host, unit) for host in lab.members("control_plane") for unit in UNITS}
     wait_for(f"all units of {lost} run", lambda: everything <= set(lab.processes()), 60)
     lab.converge()
+
+
+# Names
+
+
+def test_known_names_are_answered_while_the_cluster_has_no_name_server(lab: Lab) -> None:
+    first, name = lab.members("control_plane")[0], "kubernetes.default.svc.cluster.local"
+    apps = client.AppsV1Api(api_at(lab, first).api_client)
+
+    def scale(replicas: int) -> None:
+        apps.patch_namespaced_deployment_scale("coredns", "kube-system", {"spec": {"replicas": replicas}})
+
+    def answers() -> bool:
+        with lab.asking(lab.worker, "dns", f"{CLUSTER_DNS}/{name}", tries=1, patience=1) as asked:
+            time.sleep(1)
+            return not asked()["failed"]
+
+    before = apps.read_namespaced_deployment_scale("coredns", "kube-system").spec.replicas
+    assert answers()
+    with (
+        lab.asking(lab.worker, "dns", f"{CACHE}/{name}", tries=1, patience=2) as of_cache,
+        lab.asking(lab.worker, "dns", f"{CACHE}/unknown.{name}", tries=1, patience=2) as of_unknown,
+    ):
+        time.sleep(1)
+        scale(0)
+        try:
+            wait_for("the cluster has no name server", lambda: not answers(), 60)
+            # Longer than the cache believes a name.
+            time.sleep(CACHE_SECONDS + 5)
+        finally:
+            scale(before)
+        wait_for("the cluster has its name servers again", answers, 60)
+        known, unknown = of_cache(), of_unknown()
+    assert known["asked"] > 2 * CACHE_SECONDS
+    assert known["failed"] == []
+    assert unknown["failed"]
 
 
 # A new host

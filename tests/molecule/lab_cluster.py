@@ -40,6 +40,7 @@ def description() -> dict[str, Any]:
                             "state_dir": "{{ plainkube_state_dir }}",
                             "kubeconfig": "{{ cluster_admin_kubeconfig }}",
                             "address": "{{ plainkube_address }}",
+                            "ndots": "{{ plainkube_dns_ndots }}",
                             "connection": "{{ ansible_host | default(inventory_hostname) }}",
                             "port": "{{ ansible_port | default(22) }}",
                             "user": "{{ ansible_user }}",

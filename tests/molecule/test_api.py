@@ -78,6 +78,37 @@ def test_name_servers_are_on_different_hosts(api: client.ApiClient) -> None:
     assert len(set(hosts)) == len(hosts) == min(2, len(members("nodes")))
 
 
+def test_pods_ask_their_node_s_cache_first(api: client.ApiClient) -> None:
+    core = client.CoreV1Api(api)
+    for name in members("nodes"):
+        path = f"/api/v1/nodes/{name}/proxy/configz"
+        answer = core.api_client.call_api(path, "GET", response_type="object", auth_settings=["BearerToken"])
+        assert answer[0]["kubeletconfig"]["clusterDNS"] == ["169.254.20.10", "10.96.0.10"]
+
+
+def test_new_pods_get_the_wanted_dots_unless_they_say_them(
+    api: client.ApiClient, namespace: str, cluster: dict[str, Any]
+) -> None:
+    def options(**spec: Any) -> dict[str, str]:
+        container = {
+            "name": "pause",
+            "image": "registry.k8s.io/pause:3.10.2",
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        }
+        security = {"runAsNonRoot": True, "runAsUser": 65535, "seccompProfile": {"type": "RuntimeDefault"}}
+        pod = {"metadata": {"name": "pod"}, "spec": {"containers": [container], "securityContext": security, **spec}}
+        made = client.CoreV1Api(api).create_namespaced_pod(namespace, pod, dry_run="All")
+        given = made.spec.dns_config.options if made.spec.dns_config else []
+        return {option.name: option.value for option in given or []}
+
+    wanted = {"ndots": str(cluster["ndots"])} if cluster["ndots"] else {}
+    assert options() == wanted
+    assert options(dnsConfig={"searches": ["example.org"]}) == wanted
+    assert options(dnsConfig={"options": [{"name": "timeout", "value": "1"}]}) == {"timeout": "1", **wanted}
+    assert options(dnsConfig={"options": [{"name": "ndots", "value": "3"}]}) == {"ndots": "3"}
+    assert options(dnsPolicy="Default") == {}
+
+
 def test_every_node_has_a_part_of_the_pod_network_of_its_own(api: client.ApiClient) -> None:
     parts = [ipaddress.ip_network(node.spec.pod_cidr) for node in client.CoreV1Api(api).list_node().items]
     assert not any(a.overlaps(b) for i, a in enumerate(parts) for b in parts[i + 1 :])

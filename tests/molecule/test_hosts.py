@@ -17,9 +17,9 @@ from lab_cluster import Host
 UNITS = {
     "etcd": ["etcd"],
     "control_plane": ["kube-apiserver", "kube-controller-manager", "kube-scheduler"],
-    "nodes": ["containerd", "kubelet", "kube-proxy", "node-routes", "haproxy"],
+    "nodes": ["containerd", "kubelet", "kube-proxy", "node-dns", "node-dns-address", "node-routes", "haproxy"],
 }
-SANDBOXED = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
+SANDBOXED = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "node-dns"]
 # systemd-analyze security: 0 is locked up, 10 is not protected at all.
 EXPOSURE_AT_MOST = 2.0
 

@@ -94,6 +94,15 @@ def test_secrets_that_differ_between_hosts_are_not_shown() -> None:
     assert not [fault for fault in found if "horse" in str(fault) or "hush" in str(fault)]
 
 
+def test_a_rule_for_dots_needs_an_api_server_that_changes_pods() -> None:
+    wish = {"plainkube_dns_ndots": 2}
+    assert faults_of(wish) == []
+    faults = faults_of({**wish, "plainkube_kubernetes_version": "1.35.8"})
+    assert [fault.wanted[:22] for fault in faults if fault.variable == "plainkube_dns_ndots"] == [
+        "0 before Kubernetes 1."
+    ]
+
+
 def test_zones_and_hosts_of_the_site_are_no_fault() -> None:
     shared = {
         "plainkube_dns_servers": ["192.0.2.53"],
@@ -167,6 +176,7 @@ def test_a_sound_inventory_has_no_fault() -> None:
         ("plainkube_dns_zones", {"example.org": ["192.0.2.53:0"]}, "with :port"),
         ("plainkube_dns_zones", {"example.org": ["10.96.0.10:53"]}, "the cluster's own name server"),
         ("plainkube_dns_zones", {"a.cluster.local": ["192.0.2.53"]}, "a zone of the cluster itself"),
+        ("plainkube_dns_ndots", 16, "from 1 to 15"),
         ("plainkube_dns_hosts", {"Mail": ["192.0.2.25"]}, "lower case"),
         ("plainkube_dns_hosts", {"mail.example.org": []}, "a list of addresses"),
         # types and choices
