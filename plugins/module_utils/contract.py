@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
+from ansible_collections.plainkube.cluster.plugins.module_utils import edge
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
 
 PREFIX = "plainkube_"
@@ -26,6 +27,9 @@ HOST_VARIABLES = frozenset(
         "plainkube_address",
         "plainkube_artifact_source",
         "plainkube_dns_servers",
+        "plainkube_edge_address",
+        "plainkube_edge_interface",
+        "plainkube_edge_services",
         "plainkube_image_source",
         "plainkube_node_labels",
         "plainkube_node_taints",
@@ -250,6 +254,7 @@ def contract_faults(
             )
     faults += _backup_faults(shared)
     faults += _dns_faults(hosts, shared)
+    faults += _edge_faults(inventory, hosts, shared)
     return [_without_secret(fault) for fault in faults]
 
 
@@ -310,6 +315,33 @@ def _dns_faults(hosts: Mapping[str, Variables], shared: Variables) -> Iterator[F
             if _split_port(str(server))[0] in circular:
                 found = f"{server}, {circular[_split_port(str(server))[0]]}"
                 yield Fault(INVENTORY, variable, found, wanted, "Name the servers that know the zone.")
+
+
+def _edge_faults(inventory: Inventory, hosts: Mapping[str, Variables], shared: Variables) -> Iterator[Fault]:
+    members = {
+        role: _members(inventory, shared, role) for role in ("ingress", "edge") if GROUP_VARIABLES[role] in shared
+    }
+    at_edge = {name: hosts[name] for name in members.get("edge", ()) if name in hosts}
+    variable = "plainkube_edge_services"
+    for host, given in _each(at_edge, variable):
+        complete = [edge.completed(item, int(shared.get("plainkube_api_port", 0))) for item in given]
+        topology_of_hosts = {"ingress": [{"name": name} for name in members.get("ingress", ())]}
+        for words in (*edge.overlap_faults(complete), *edge.empty_faults(complete, topology_of_hosts)):
+            yield Fault(host, variable, *words)
+        if any(item["kind"] == "api" for item in complete) and not shared.get("plainkube_api_names", True):
+            wanted = "the name or address by which clients reach the edge, since the API's certificate must hold it"
+            yield Fault(
+                INVENTORY, "plainkube_api_names", "an empty list, and an API service at the edge", wanted, "Add it."
+            )
+    addresses = {str(variables.get("plainkube_address")): name for name, variables in hosts.items()}
+    for host, variables in at_edge.items():
+        address = variables.get("plainkube_edge_address", "")
+        if address and address in addresses:
+            found = f"{address}, which is plainkube_address of {addresses[address]}"
+            yield Fault(host, "plainkube_edge_address", found, "an address of its own", "Choose a free one.")
+        if address and not variables.get("plainkube_edge_interface", "here"):
+            wanted = "the interface that gets plainkube_edge_address"
+            yield Fault(host, "plainkube_edge_interface", "nothing", wanted, "Name it, as ip link shows it.")
 
 
 def zone_warnings(hosts: Mapping[str, Variables], etcd_members: Sequence[str]) -> list[str]:
@@ -730,6 +762,11 @@ def _pod_mtu(value: int) -> Iterator[Words]:
         yield str(value), wanted, "0 computes it from the hosts' links, which is right for most clusters."
 
 
+def _edge_address(value: str) -> Iterator[Words]:
+    if value and _address_of(value) is None:
+        yield _shown(value), "an IPv4 address, or nothing", "Write the address alone, without a length."
+
+
 def _certificate_days(value: int) -> Iterator[Words]:
     if not 1 <= value <= LONGEST_CERTIFICATE_DAYS:
         yield (
@@ -862,6 +899,8 @@ VALUE_CHECKS: dict[str, Callable[[Any], Iterator[Words]]] = {
     "plainkube_state_dir": _absolute_folder,
     "plainkube_backup_repository": _backup_repository,
     "plainkube_pod_mtu": _pod_mtu,
+    "plainkube_edge_services": edge.service_faults,
+    "plainkube_edge_address": _edge_address,
     "plainkube_certificate_days": _certificate_days,
     "plainkube_dns_cache_address": _cache_address,
     "plainkube_dns_servers": _dns_servers,

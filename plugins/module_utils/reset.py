@@ -23,9 +23,11 @@ STORE = "/opt/plainkube"
 UNIT_FOLDER = "/etc/systemd/system"
 UNIT_SUFFIXES = (".service", ".timer", ".socket", ".path", ".target", ".mount", ".slice")
 SYSUSERS = "/etc/sysusers.d/plainkube.conf"
-PROXY_CONFIGURATION = "/etc/haproxy/haproxy.cfg"
-# The distribution's unit, which runs with our configuration.
-PROXY_UNIT = "haproxy.service"
+# Units of the distribution, which run with a configuration of ours.
+CONFIGURED_UNITS = {
+    "/etc/haproxy/haproxy.cfg": "haproxy.service",
+    "/etc/keepalived/keepalived.conf": "keepalived.service",
+}
 KUBELET_FOLDER = "/var/lib/kubelet"
 ETCD_DATA = "/var/lib/etcd"
 BRIDGE = "cni0"
@@ -39,6 +41,7 @@ HEADER_PLACES = (
     "/etc/crictl.yaml",
     "/etc/etcd",
     "/etc/haproxy",
+    "/etc/keepalived",
     "/etc/kubernetes",
     "/etc/modules-load.d",
     "/etc/plainkube",
@@ -98,6 +101,12 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "kubelet": ("/etc/kubernetes", KUBELET_FOLDER, "/var/log/containers", "/var/log/pods"),
     "kube-proxy": ("/etc/kubernetes",),
     "haproxy": ("/etc/kubernetes",),
+    "edge-backends": (
+        "/etc/haproxy/certificates",
+        "/etc/plainkube/edge",
+        "/run/edge-backends",
+        "/var/lib/edge-backends",
+    ),
     "node-routes": ("/etc/cni/net.d/10-plainkube.conflist*",),
     "flanneld": ("/etc/cni/net.d/10-plainkube.conflist*", "/etc/kubernetes", "/run/flannel"),
     "containerd": (
@@ -144,7 +153,7 @@ class ResetError(PlainkubeError):
 
 @dataclass(frozen=True)
 class UnitFact:
-    """A unit of which the unit file, or for haproxy the configuration, is ours."""
+    """A unit of which the unit file, or for one of the distribution the configuration, is ours."""
 
     name: str
     running: bool = False

@@ -176,8 +176,7 @@ def _our_links() -> Iterator[tuple[str, str]]:
 
 def _units(headed: Sequence[str]) -> list[UnitFact]:
     names = [posixpath.basename(path) for path in headed if reset.is_unit_file(path)]
-    if reset.PROXY_CONFIGURATION in headed:
-        names.append(reset.PROXY_UNIT)
+    names += [unit for path, unit in reset.CONFIGURED_UNITS.items() if path in headed and unit not in names]
     units = units_io.show(names)
     return [
         UnitFact(

@@ -273,6 +273,66 @@ def test_ingress_is_on_nodes_and_the_edge_outside(groups: dict[str, list[str]], 
     assert words in fault.found
 
 
+EDGE = {"f": {**SOUND, "plainkube_address": "192.0.2.20"}}
+API_SERVICE = {"name": "api", "kind": "api"}
+
+
+def edge_faults(**own: Any) -> list[Fault]:
+    """Return the faults of the sound inventory with a host of the edge that has these values."""
+    values = {**{name: {**SOUND, **host} for name, host in HOSTS.items()}, "f": {**EDGE["f"], **own}}
+    groups = {**GROUPS, "ingress": ["d"], "edge": ["f"]}
+    return contract.contract_faults(SPECIFICATION, Inventory(groups, values, {}), version_words)
+
+
+@pytest.mark.parametrize(
+    ("own", "variable", "words"),
+    [
+        ({"plainkube_edge_services": [{"name": "web"}]}, "plainkube_edge_services[0].kind", "nothing"),
+        (
+            {
+                "plainkube_edge_services": [
+                    {"name": "a", "kind": "tcp", "port": 80},
+                    {"name": "b", "kind": "http", "port": 80},
+                ]
+            },
+            "plainkube_edge_services",
+            "services a and b at 0.0.0.0 and 0.0.0.0 port 80",
+        ),
+        ({"plainkube_edge_services": [{"name": "a", "kind": "http"}]}, "plainkube_edge_services", "service a: no port"),
+        ({"plainkube_edge_services": [API_SERVICE]}, "plainkube_api_names", "an API service at the edge"),
+        (
+            {"plainkube_edge_address": "192.0.2.99/24", "plainkube_edge_interface": "eth0"},
+            "plainkube_edge_address",
+            "an IPv4 address, or nothing",
+        ),
+        (
+            {"plainkube_edge_address": "192.0.2.11", "plainkube_edge_interface": "eth0"},
+            "plainkube_edge_address",
+            "which is plainkube_address of a",
+        ),
+        ({"plainkube_edge_address": "192.0.2.99"}, "plainkube_edge_interface", "the interface that gets"),
+    ],
+)
+def test_a_wrong_edge_gives_one_fault(own: dict[str, Any], variable: str, words: str) -> None:
+    (fault,) = edge_faults(**own)
+    assert fault.variable == variable
+    assert words in str(fault)
+
+
+def test_a_sound_edge_has_no_fault() -> None:
+    services = [{"name": "web", "kind": "http", "port": 80}, {"name": "tls", "kind": "tcp", "port": 443}]
+    assert edge_faults(plainkube_edge_services=services) == []
+    assert edge_faults(plainkube_edge_address="192.0.2.99", plainkube_edge_interface="eth0") == []
+
+
+def test_services_of_the_edge_need_the_hosts_they_go_to() -> None:
+    services = {"plainkube_edge_services": [{"name": "web", "kind": "http", "port": 80}]}
+    values = {**{name: {**SOUND, **host} for name, host in HOSTS.items()}, "f": {**EDGE["f"], **services}}
+    inventory = Inventory({**GROUPS, "edge": ["f"]}, values, {})
+    (fault,) = contract.contract_faults(SPECIFICATION, inventory, version_words)
+    assert "no host in the ingress group" in str(fault)
+
+
 def test_taints_may_not_keep_pods_off_every_worker() -> None:
     taint = {"plainkube_node_taints": [{"key": "gpu", "effect": "NoSchedule"}]}
     assert faults_of(hosts={"d": taint}) == []

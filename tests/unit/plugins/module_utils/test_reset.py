@@ -128,7 +128,17 @@ def test_evidence_outlives_what_it_proves() -> None:
 
 
 FOREIGN = Facts(
-    folders={path: FolderFact(path) for path in ("/etc/kubernetes", "/var/lib/etcd", "/var/lib/containerd")},
+    folders={
+        path: FolderFact(path)
+        for path in (
+            "/etc/kubernetes",
+            "/var/lib/etcd",
+            "/var/lib/containerd",
+            "/etc/haproxy/certificates",
+            "/etc/plainkube/edge",
+            "/var/lib/edge-backends",
+        )
+    },
     mounts=["/var/lib/kubelet/pods/1/volumes/x"],
     namespaces=["/run/netns/cni-1"],
     processes=[Process(7, 1, "/usr/bin/containerd-shim-runc-v2"), Process(8, 7, "/pause", POD)],
@@ -150,6 +160,7 @@ def test_somebody_else_s_cluster_stays() -> None:
     [
         ("etcd", {"/var/lib/etcd"}),
         ("haproxy", {"/etc/kubernetes"}),
+        ("edge-backends", {"/etc/haproxy/certificates", "/etc/plainkube/edge", "/var/lib/edge-backends"}),
         ("containerd", {"/var/lib/containerd", "/run/netns/cni-1"}),
         (
             "kubelet",
