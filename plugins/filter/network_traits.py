@@ -38,7 +38,7 @@ RETURN = r"""
 _value:
   description: >-
     A mapping with C(overhead) in bytes, C(tunnel), C(kernel_modules), C(ports) as a list of port, protocol and purpose,
-    and C(checks).
+    C(units) and C(checks).
   type: dict
 """
 

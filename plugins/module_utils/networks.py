@@ -30,22 +30,30 @@ def network_traits(kind: str, backend: str) -> dict[str, Any]:
 
     overhead: bytes that it adds to a packet between hosts. tunnel: whether pods' packets travel inside of others.
     kernel_modules: what it needs beside what every node does. ports: what other nodes must reach on a node.
-    checks: the named checks of what it runs on a node.
+    units, checks: what it runs on a node, and the named checks of that.
     """
-    traits: dict[str, Any] = {"overhead": 0, "tunnel": False, "kernel_modules": [], "ports": [], "checks": []}
+    traits: dict[str, Any] = {
+        "overhead": 0,
+        "tunnel": False,
+        "kernel_modules": [],
+        "ports": [],
+        "units": [],
+        "checks": [],
+    }
     if kind == "bridge":
-        traits["checks"] = ["node-routes"]
+        traits.update(units=["node-routes.service"], checks=["node-routes"])
     elif kind == "flannel" and backend in FLANNEL_OVERHEAD:
         traits = {
             "overhead": FLANNEL_OVERHEAD[backend],
             "tunnel": backend in FLANNEL_TUNNELS,
             "kernel_modules": FLANNEL_MODULES[backend],
             "ports": FLANNEL_PORTS[backend],
+            "units": ["flanneld.service"],
             "checks": ["flanneld"],
         }
     elif kind == "kube_router":
         traits["ports"] = [{"port": 179, "protocol": "tcp", "purpose": "routes of other nodes by BGP"}]
-        traits["checks"] = ["kube-router"]
+        traits.update(units=["kube-router.service"], checks=["kube-router"])
     elif kind != "none":
         raise PlainkubeError(
             f"Network {kind!r} with backend {backend!r}: there is no such network. "

@@ -126,7 +126,7 @@ def workload_checks(pods: list[dict[str, Any]], service_ip: str, service_name: s
             "type": "http",
             "url": f"http://{pod['ip']}:{PORT}/hostname",
             "contains": pod["name"],
-            "hint": f"packets from here do not reach pods on {pod['node']}; see ip route, journalctl -u node-routes",
+            "hint": f"packets from here do not reach pods on {pod['node']}; see ip route and docs/network.md",
         }
         for pod in pods
     }

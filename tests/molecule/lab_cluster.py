@@ -14,6 +14,7 @@ from typing import Any
 
 import testinfra
 
+NETWORK = "{{ {'kind': plainkube_network, 'backend': plainkube_network_backend} | combine(cluster_network) }}"
 CHECKOUT = Path(__file__).resolve().parents[2]
 Host = testinfra.host.Host
 
@@ -39,6 +40,7 @@ def description() -> dict[str, Any]:
                             "topology": "{{ cluster_topology }}",
                             "state_dir": "{{ plainkube_state_dir }}",
                             "kubeconfig": "{{ cluster_admin_kubeconfig }}",
+                            "network": NETWORK,
                             "address": "{{ plainkube_address }}",
                             "ndots": "{{ plainkube_dns_ndots }}",
                             "connection": "{{ ansible_host | default(inventory_hostname) }}",

@@ -17,7 +17,7 @@ from lab_cluster import Host
 UNITS = {
     "etcd": ["etcd"],
     "control_plane": ["kube-apiserver", "kube-controller-manager", "kube-scheduler"],
-    "nodes": ["containerd", "kubelet", "kube-proxy", "node-dns", "node-dns-address", "node-routes", "haproxy"],
+    "nodes": ["containerd", "kubelet", "kube-proxy", "node-dns", "node-dns-address", "haproxy"],
 }
 SANDBOXED = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "node-dns"]
 # systemd-analyze security: 0 is locked up, 10 is not protected at all.
@@ -50,8 +50,8 @@ def test_control_plane_runs(host: Host) -> None:
 
 
 @pytest.mark.on("nodes")
-def test_node_runs(host: Host) -> None:
-    for unit in UNITS["nodes"]:
+def test_node_runs(host: Host, facts: dict[str, Any]) -> None:
+    for unit in [*UNITS["nodes"], *facts["network"]["units"]]:
         assert_well(host, unit)
 
 

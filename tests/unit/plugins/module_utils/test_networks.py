@@ -21,8 +21,8 @@ BACKENDS = OPTIONS["plainkube_network_backend"]["choices"]
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_choice_of_the_contract_is_known(kind: str, backend: str) -> None:
     traits = networks.network_traits(kind, backend)
-    assert set(traits) == {"overhead", "tunnel", "kernel_modules", "ports", "checks"}
-    assert bool(traits["checks"]) is (kind != "none")
+    assert set(traits) == {"overhead", "tunnel", "kernel_modules", "ports", "units", "checks"}
+    assert bool(traits["units"]) is bool(traits["checks"]) is (kind != "none")
 
 
 @pytest.mark.parametrize(

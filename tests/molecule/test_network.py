@@ -1,0 +1,67 @@
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The pod network as it is on hosts, whichever was chosen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from kubernetes import client
+from lab_cluster import Host, members
+
+# What each network puts on a host beside the bridge: its interfaces, and the certificate that it reads the API with.
+INTERFACES = {("flannel", "vxlan"): ["flannel.1"], ("flannel", "wireguard"): ["flannel-wg"]}
+IDENTITIES = {"bridge": "node-routes", "flannel": "flannel"}
+
+
+def links(host: Host) -> dict[str, dict[str, Any]]:
+    return {link["ifname"]: link for link in json.loads(host.check_output("ip -j link show"))}
+
+
+@pytest.mark.on("nodes")
+def test_pods_of_every_other_node_have_a_way(host: Host, name: str, facts: dict[str, Any], api: Any) -> None:
+    """With a tunnel through its interface, without one straight to the other node."""
+    nodes = {node.metadata.name: node for node in client.CoreV1Api(api).list_node().items}
+    addresses = {node["name"]: node["address"] for node in facts["topology"]["nodes"]}
+    (tunnel, *_) = [*INTERFACES.get((facts["network"]["kind"], facts["network"]["backend"]), []), ""]
+    for other in set(nodes) - {name}:
+        pod_address = nodes[other].spec.pod_cidr.rpartition(".")[0] + ".2"
+        (route,) = json.loads(host.check_output("ip -j route get %s", pod_address))
+        if tunnel:
+            assert route["dev"] == tunnel, other
+        else:
+            assert route["gateway"] == addresses[other], other
+
+
+@pytest.mark.on("nodes")
+def test_packets_of_pods_are_as_long_as_the_link_leaves(host: Host, facts: dict[str, Any]) -> None:
+    found = links(host)
+    (own,) = json.loads(host.check_output("ip -j address show to %s", facts["address"]))
+    assert found["cni0"]["mtu"] == own["mtu"] - facts["network"]["overhead"]
+    flannels = sorted(link for link in found if link.startswith("flannel"))
+    assert flannels == INTERFACES.get((facts["network"]["kind"], facts["network"]["backend"]), [])
+
+
+@pytest.mark.on("nodes")
+def test_packet_filters_are_ours_and_readable(host: Host) -> None:
+    assert "pods to the outside" in host.check_output("nft list table ip plainkube_pods")
+    assert "FLANNEL" not in host.check_output("nft list ruleset").upper()
+
+
+@pytest.mark.on("nodes")
+def test_a_network_speaks_for_its_own_node_alone(host: Host, name: str, facts: dict[str, Any]) -> None:
+    """Who could note another address on another node would draw its pods' packets."""
+    pki, identity = "/etc/kubernetes/pki", IDENTITIES[facts["network"]["kind"]]
+    for other in set(members("nodes")) - {name}:
+        answer = host.check_output(
+            "curl --silent --cacert %s/ca.crt --cert %s.crt --key %s.key --request PATCH --data %s "
+            "--header 'Content-Type: application/merge-patch+json' https://127.0.0.1:6443/api/v1/nodes/%s/status",
+            pki,
+            f"{pki}/{identity}",
+            f"{pki}/{identity}",
+            json.dumps({"metadata": {"annotations": {"example.org/from": name}}}),
+            other,
+        )
+        assert f'nodes \\"{other}\\" is forbidden' in answer
