@@ -47,6 +47,18 @@ def test_several_releases_share_and_everything_is_more() -> None:
     assert len(everything) == 2 * sum(len(entry["names"]) * len(entry["versions"]) for entry in CATALOGUE["artifacts"])
 
 
+def test_what_shares_a_component_s_version_comes_in_it() -> None:
+    catalogue = {
+        **CATALOGUE,
+        "artifacts": [
+            {**entry, "versions": ["1.15.0", "1.14.7"]} if entry["names"] == ["coredns-binary"] else entry
+            for entry in CATALOGUE["artifacts"]
+        ],
+    }
+    chosen = titles(planning.select(catalogue, ["1.37.1"]))
+    assert [title for title in chosen if title.startswith("coredns")] == ["coredns 1.14.7", "coredns-binary 1.14.7"]
+
+
 def test_what_is_on_demand_comes_only_when_it_is_named() -> None:
     brought = {title.split()[0] for title in titles(planning.select(CATALOGUE, ["1.37.1"]))}
     assert not brought & {"versitygw", "flannel"}
