@@ -61,6 +61,8 @@ def completed(service: Service, api_port: int) -> dict[str, Any]:
         "service_port": str(service.get("service_port") or ""),
         "reach": service.get("reach") or "nodes",
         "slots": service.get("slots") or 16,
+        # Pods close idle connections when they end, and behind a node port haproxy does not see which one it has.
+        "reuse_connections": bool(service.get("reuse_connections", backends != "cluster_service")),
         "proxy_protocol": bool(service.get("proxy_protocol")),
         "trusted_forwarders": list(service.get("trusted_forwarders") or []),
         "check_port": service.get("check_port") or (PING_PORT if pings else 0),

@@ -153,6 +153,19 @@ def test_the_watcher_is_told_what_it_needs() -> None:
     assert (watched["backends"], watched["port"]) == ("cluster_ingress", 80)
 
 
+@pytest.mark.parametrize(
+    ("service", "reuses"),
+    [
+        (HTTP, True),
+        (SHOP, False),
+        ({**SHOP, "reuse_connections": True}, True),
+        ({**HTTP, "reuse_connections": False}, False),
+    ],
+)
+def test_connections_to_pods_are_not_used_twice(service: dict[str, Any], reuses: bool) -> None:
+    assert chosen(service, "reuse_connections") == [reuses]
+
+
 def test_each_certificate_has_a_file_of_its_own() -> None:
     (certificates,) = chosen({**HTTP, "certificates": [PAIR, PAIR]}, "certificates")
     assert [pair["path"] for pair in certificates] == [
