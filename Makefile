@@ -81,6 +81,10 @@ bench-tenancy: dev ## Quotas and LimitRanges of 1,000 namespaces beside kubernet
 bench-dns: dev ## Questions at cluster DNS with and without the nodes' cache, failed look-ups while it restarts and while there is no cluster DNS
 	@$(VENV)/python tests/bench/bench_dns.py
 
+.PHONY: bench-ingress
+bench-ingress: dev ## Requests lost while an ingress changes: Traefik behind the edge, beside nginx and haproxy that reload
+	@$(VENV)/python tests/bench/bench_ingress.py
+
 .PHONY: docs
 docs: dev ## Writes the generated reference anew
 	@$(VENV)/python tools/generate-docs

@@ -11,6 +11,7 @@ The second run is done three times and the median counts, since machines are noi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -20,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-BIN = CHECKOUT / ".venv" / "bin"
+BIN = Path(sys.executable).parent
 LAB = CHECKOUT / "tests" / "lab" / "lab.py"
 # Two hosts, by hand, with the same binaries on the same kind of machine: no Ansible, no checks, no proof.
 FLOOR_SECONDS = 32
@@ -36,26 +38,38 @@ RECAP = re.compile(
 )
 
 
-def inventory(folder: Path, size: int) -> Path:
-    """Write an inventory of so many hosts: up to three hold etcd and the control plane, all are workers."""
+def write_inventory(folder: Path, name: str, groups: Mapping[str, Any]) -> Path:
+    """Write the inventory of a lab of this name into a new folder."""
     shutil.copytree(CHECKOUT / "inventories" / "lab" / "group_vars", folder / "group_vars")
-    names = [f"node{number}" for number in range(1, size + 1)]
-    control_plane = names[: 3 if size >= 3 else 1]
-    hosts = {
-        "all": {
-            "vars": {"lab_name": f"bench-{size}"},
-            "children": {
-                "etcd": {"hosts": dict.fromkeys(control_plane)},
-                "control_plane": {"hosts": dict.fromkeys(control_plane)},
-                "workers": {"hosts": {name: {"ansible_host": f"10.89.90.{10 + int(name[4:])}"} for name in names}},
-            },
-        }
-    }
-    (folder / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"vars": {"lab_name": name}, "children": dict(groups)}}))
     # The folder's lab name would win over the file's.
     lab = folder / "group_vars" / "all" / "lab.yml"
-    lab.write_text(re.sub(r"^lab_name: .*$", f"lab_name: bench-{size}", lab.read_text(), flags=re.MULTILINE))
+    lab.write_text(re.sub(r"^lab_name: .*$", f"lab_name: {name}", lab.read_text(), flags=re.MULTILINE))
     return folder
+
+
+def inventory(folder: Path, size: int) -> Path:
+    """Write an inventory of so many hosts: up to three hold etcd and the control plane, all are workers."""
+    names = [f"node{number}" for number in range(1, size + 1)]
+    control_plane = names[: 3 if size >= 3 else 1]
+    groups = {
+        "etcd": {"hosts": dict.fromkeys(control_plane)},
+        "control_plane": {"hosts": dict.fromkeys(control_plane)},
+        "workers": {"hosts": {name: {"ansible_host": f"10.89.90.{10 + int(name[4:])}"} for name in names}},
+    }
+    return write_inventory(folder, f"bench-{size}", groups)
+
+
+@contextlib.contextmanager
+def fresh_lab(hosts: Path) -> Iterator[None]:
+    """Have an inventory's hosts as on their first day, and remove them at the end."""
+    lab = [BIN / "python", LAB]
+    subprocess.run([*lab, "destroy", "--inventory", hosts], cwd=CHECKOUT, check=True, capture_output=True)
+    try:
+        subprocess.run([*lab, "create", "--inventory", hosts], cwd=CHECKOUT, check=True)
+        yield
+    finally:
+        subprocess.run([*lab, "destroy", "--inventory", hosts], cwd=CHECKOUT, check=True, capture_output=True)
 
 
 def play(hosts: Path) -> tuple[float, dict[str, dict[str, int]]]:
@@ -80,10 +94,7 @@ def measure(size: int) -> dict[str, Any]:
     """Return the figures for so many hosts."""
     with tempfile.TemporaryDirectory() as folder:
         hosts = inventory(Path(folder) / "inventory", size)
-        lab = [BIN / "python", LAB]
-        subprocess.run([*lab, "destroy", "--inventory", hosts], cwd=CHECKOUT, check=True, capture_output=True)
-        try:
-            subprocess.run([*lab, "create", "--inventory", hosts], cwd=CHECKOUT, check=True)
+        with fresh_lab(hosts):
             print(f"{size} hosts: first run", flush=True)
             first, counts = play(hosts)
             seconds = []
@@ -91,8 +102,6 @@ def measure(size: int) -> dict[str, Any]:
                 print(f"{size} hosts: second run, {number + 1} of {SECOND_RUNS}", flush=True)
                 again, counts = play(hosts)
                 seconds.append(again)
-        finally:
-            subprocess.run([*lab, "destroy", "--inventory", hosts], cwd=CHECKOUT, check=True, capture_output=True)
     # Tasks that ran on the first control-plane host, which has the most.
     return {
         "hosts": size,
