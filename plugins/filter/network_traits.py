@@ -14,8 +14,8 @@ short_description: What follows from the choice of a pod network
 version_added: 0.3.0
 author: Plainkube contributors (@plainkube)
 description:
-  - Says how many bytes a network adds to packets between hosts, which kernel modules and ports it needs and by which
-    named checks it is known to be well.
+  - Says how many bytes a network adds to packets between hosts, which kernel modules it needs, which units it runs on
+    a node and by which named checks those are known to be well.
 positional: backend
 options:
   _input:
@@ -37,8 +37,7 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description: >-
-    A mapping with C(overhead) in bytes, C(tunnel), C(kernel_modules), C(ports) as a list of port, protocol and purpose,
-    C(units) and C(checks).
+    A mapping with C(overhead) in bytes and lists of C(kernel_modules), C(units) and C(checks).
   type: dict
 """
 

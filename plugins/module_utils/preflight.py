@@ -16,7 +16,6 @@ from typing import Any
 
 from ansible_collections.plainkube.cluster.plugins.module_utils.contract import DNS_LABEL
 from ansible_collections.plainkube.cluster.plugins.module_utils.host_facts import NETWORK_FOLDER, OWN_NETWORK
-from ansible_collections.plainkube.cluster.plugins.module_utils.networks import pod_mtu
 
 OLDEST_PYTHON = (3, 9)
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -391,7 +390,7 @@ def _too_long_packets(facts: Facts) -> Iterator[Words]:
     network, link = facts["asked"]["network"], facts["link"]
     if not link or not network["mtu"] or not _is_node(facts["asked"]):
         return
-    most = pod_mtu(link["mtu"], network["overhead"])
+    most = link["mtu"] - network["overhead"]
     if network["mtu"] > most:
         added = f", {network['mtu'] + network['overhead']} with what the network adds," if network["overhead"] else ""
         found = f"plainkube_pod_mtu {network['mtu']}{added} on link {link['name']}, which carries {link['mtu']} bytes"
@@ -425,7 +424,7 @@ def _link_warnings(hosts: Mapping[str, Facts]) -> Iterator[Finding]:
     if len(mtus) < 2 or any(facts["asked"]["network"]["mtu"] for facts in nodes.values()):
         return
     smallest = min(mtus)
-    most = pod_mtu(smallest, max(facts["asked"]["network"]["overhead"] for facts in nodes.values()))
+    most = smallest - max(facts["asked"]["network"]["overhead"] for facts in nodes.values())
     larger = sorted(name for name, facts in nodes.items() if facts["link"]["mtu"] > smallest)
     yield Finding(
         ", ".join(larger),
