@@ -255,6 +255,8 @@ def _remnants(facts: Facts) -> Iterator[Words]:
 
 
 def _networks(facts: Facts) -> Iterator[Words]:
+    if facts["asked"]["network"]["kind"] == "none":
+        return
     names = [name for name in facts["foreign_networks"] if name < OWN_NETWORK]
     if names:
         found = f"{', '.join(names)} of another pod network in {NETWORK_FOLDER}"

@@ -191,6 +191,11 @@ def test_what_is_only_unwise_is_a_warning(changes: dict[str, Any], words: list[s
         ({"fsync_p99_milliseconds": None}, {}),
         ({"etcd_data.path": "", "etcd_data.own_unit": False}, {}),
         ({"foreign_networks": ["87-podman-bridge.conflist"]}, {}),
+        # A network that somebody brought.
+        (
+            {"foreign_networks": ["05-own.conflist"], "network": {"kind": "none"}},
+            {"network": {**ASKED["network"], "kind": "none"}},
+        ),
         ({"missing_programs": ["socat"], "package_sources": {"names": {}, "local": True}}, {}),
         ({"clock.offset_seconds": 2.5, "clock.uncertainty_seconds": 0.7}, {}),
         ({"name_servers": ["127.0.0.53", "192.0.2.53"]}, {}),
