@@ -49,8 +49,16 @@ OPTIONAL_GROUPS = frozenset({"ingress", "edge"})
 # Every link of IPv6 carries the first (RFC 8200), the second is the longest packet of IPv4.
 POD_MTUS = range(1280, 65536)
 
+# Numbers of autonomous systems that anyone may use (RFC 6996), and those that a router may have (RFC 7607).
+PRIVATE_AS_NUMBERS = (range(64512, 65535), range(4200000000, 4294967295))
+AS_NUMBERS = range(1, 4294967295)
+# Bytes that IP-in-IP puts in front of a packet (RFC 2003).
+IPIP_OVERHEAD = 20
+# What the kernel takes for TCP's signatures (TCP_MD5SIG_MAXKEYLEN).
+LONGEST_BGP_PASSWORD = 80
+
 # What no message may show.
-SECRET_VARIABLES = frozenset({"plainkube_backup_environment", "plainkube_backup_password"})
+SECRET_VARIABLES = frozenset({"plainkube_backup_environment", "plainkube_backup_password", "plainkube_bgp_peers"})
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # Names and values of labels in the Kubernetes API.
@@ -255,6 +263,7 @@ def contract_faults(
     faults += _backup_faults(shared)
     faults += _dns_faults(hosts, shared)
     faults += _edge_faults(inventory, hosts, shared)
+    faults += _bgp_faults(shared)
     return [_without_secret(fault) for fault in faults]
 
 
@@ -342,6 +351,18 @@ def _edge_faults(inventory: Inventory, hosts: Mapping[str, Variables], shared: V
         if address and not variables.get("plainkube_edge_interface", "here"):
             wanted = "the interface that gets plainkube_edge_address"
             yield Fault(host, "plainkube_edge_interface", "nothing", wanted, "Name it, as ip link shows it.")
+
+
+def _bgp_faults(shared: Variables) -> Iterator[Fault]:
+    tunnel = shared.get("plainkube_bgp_tunnel", "none")
+    if tunnel != "none" and shared.get("plainkube_network") == "kube_router" and not shared.get("plainkube_pod_mtu"):
+        yield Fault(
+            INVENTORY,
+            "plainkube_pod_mtu",
+            "0",
+            f"a number, since plainkube_bgp_tunnel is {tunnel}",
+            f"Take the MTU of the smallest link between nodes less {IPIP_OVERHEAD}: {1500 - IPIP_OVERHEAD} for most.",
+        )
 
 
 def zone_warnings(hosts: Mapping[str, Variables], etcd_members: Sequence[str]) -> list[str]:
@@ -767,6 +788,27 @@ def _edge_address(value: str) -> Iterator[Words]:
         yield _shown(value), "an IPv4 address, or nothing", "Write the address alone, without a length."
 
 
+def _bgp_as_number(value: int) -> Iterator[Words]:
+    if not any(value in numbers for numbers in PRIVATE_AS_NUMBERS):
+        wanted = " or ".join(f"from {numbers.start} to {numbers.stop - 1}" for numbers in PRIVATE_AS_NUMBERS)
+        yield str(value), f"a private number, {wanted}", "64512 is usual where no other system has it."
+
+
+def _bgp_peers(peers: Sequence[Mapping[str, Any]]) -> Iterator[Words]:
+    for number, peer in enumerate(peers):
+        if _address_of(peer["address"]) is None:
+            yield "", f"the IPv4 address of a router in peer {number}", "Correct its address."
+        if int(peer["as_number"]) not in AS_NUMBERS:
+            wanted = f"from {AS_NUMBERS.start} to {AS_NUMBERS.stop - 1} in peer {number}"
+            yield "", wanted, "Correct its as_number."
+        if len(str(peer.get("password") or "").encode()) > LONGEST_BGP_PASSWORD:
+            wanted = f"at most {LONGEST_BGP_PASSWORD} bytes in peer {number}"
+            yield "", wanted, "The kernel takes no longer ones: choose a shorter one."
+    addresses = [str(peer["address"]) for peer in peers]
+    for address in sorted({address for address in addresses if addresses.count(address) > 1}):
+        yield "", f"each router once, {address} too", "Remove all but one of them."
+
+
 def _certificate_days(value: int) -> Iterator[Words]:
     if not 1 <= value <= LONGEST_CERTIFICATE_DAYS:
         yield (
@@ -901,6 +943,8 @@ VALUE_CHECKS: dict[str, Callable[[Any], Iterator[Words]]] = {
     "plainkube_pod_mtu": _pod_mtu,
     "plainkube_edge_services": edge.service_faults,
     "plainkube_edge_address": _edge_address,
+    "plainkube_bgp_as_number": _bgp_as_number,
+    "plainkube_bgp_peers": _bgp_peers,
     "plainkube_certificate_days": _certificate_days,
     "plainkube_dns_cache_address": _cache_address,
     "plainkube_dns_servers": _dns_servers,

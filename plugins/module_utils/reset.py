@@ -31,6 +31,12 @@ CONFIGURED_UNITS = {
 KUBELET_FOLDER = "/var/lib/kubelet"
 ETCD_DATA = "/var/lib/etcd"
 BRIDGE = "cni0"
+# The names that kube-router gives to its bridge, its tunnels and its routing table are no choice of ours.
+KUBE_ROUTER_BRIDGE = "kube-bridge"
+KUBE_ROUTER_TUNNEL = re.compile(r"tun-[0-9a-f]{11}")
+KUBE_ROUTER_TABLE = "77"
+# It marks the routes that it learned with this number.
+KUBE_ROUTER_PROTOCOL = "17"
 # A file system's own, at its top.
 LOST_AND_FOUND = "lost+found"
 
@@ -109,6 +115,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     ),
     "node-routes": ("/etc/cni/net.d/10-plainkube.conflist*",),
     "flanneld": ("/etc/cni/net.d/10-plainkube.conflist*", "/etc/kubernetes", "/run/flannel"),
+    "kube-router": ("/etc/kubernetes", "/etc/cni/net.d/10-plainkube.conflist*", "/etc/plainkube/kube-router.conflist"),
     "containerd": (
         "/run/containerd",
         "/run/nri",
@@ -122,6 +129,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "kube-proxy": ("kube-proxy",),
     "node-routes": ("plainkube_pods",),
     "flanneld": ("plainkube_pods",),
+    "kube-router": ("plainkube_pods",),
     "containerd": ("cni_hostport",),
 }
 # Components that hang pods on a bridge.
@@ -137,6 +145,12 @@ TEMPORARY = re.compile(r"\.plainkube-[a-z]+$")
 TEMPORARY_FOLDERS = "/run/plainkube*"
 POD_CGROUP = re.compile(r"^\d+:[^:]*:/kubepods(\.slice)?(/|$)", re.MULTILINE)
 OUR_CHAIN = re.compile(r"(?:KUBE|CNI)-[A-Z0-9-]+")
+# Those of kube-router's firewall alone, and the sets that its rules name.
+POLICY_CHAIN = re.compile(r"KUBE-(?:ROUTER|POD-FW|NWPLCY)-[A-Z0-9-]+")
+POLICY_SET = re.compile(r"(?:inet6:)?(?:KUBE-(?:SRC|DST)-[A-Z0-9]+|kube-router-local-pods)")
+KUBE_ROUTER_SET = re.compile(r"(?:inet6:)?(?:KUBE-(?:SRC|DST)-[A-Z0-9]+|kube-router-[a-z-]+)")
+# What kube-router as the network puts into the host's own chains.
+KUBE_ROUTER_RULE = re.compile(r' -[io] kube-bridge |--comment "allow outbound node port traffic on node interface ')
 # Names of the chains that iptables makes by itself.
 BUILT_IN_CHAINS = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
 
@@ -201,6 +215,9 @@ class Facts:
     routes: Sequence[str] = ()
     tables: Sequence[tuple[str, str]] = ()
     iptables: Mapping[str, str] = field(default_factory=dict)
+    learned_routes: Sequence[str] = ()
+    ip_sets: Sequence[str] = ()
+    rules: Sequence[str] = ()
     users: Mapping[str, str] = field(default_factory=dict)
     sysusers: str = ""
     bridge: str = BRIDGE
@@ -232,6 +249,8 @@ WORDS = {
     "route": "route",
     "table": "nftables table",
     "iptables": "chains KUBE-* and CNI-* in",
+    "set": "set of addresses",
+    "rule": "routing rule",
     "cgroup": "control group",
     "remove": "",
     "empty": "contents of",
@@ -303,31 +322,73 @@ def doomed_processes(processes: Sequence[Process], ours: set[str]) -> list[Proce
     return [process for process in processes if process.pid in doomed | shims]
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of iptables-save: policies of its chains, which of them are ours, rules of others, and ours of these."""
+
+    name: str
+    chains: Mapping[str, str]
+    own: Sequence[str]
+    rules: Sequence[str]
+    own_rules: Sequence[str]
+
+    @property
+    def clearing(self) -> list[str]:
+        """What clears it of ours, as lines of an input of iptables-restore --noflush."""
+        if not self.own and not self.own_rules:
+            return []
+        return [
+            f"*{self.name}",
+            *(f":{name} - [0:0]" for name in self.own),
+            *("-D" + row[2:] for row in self.own_rules),
+            *(f"-X {name}" for name in self.own),
+            "COMMIT",
+        ]
+
+
+def read_tables(saved: str, ours: re.Pattern[str], our_rule: re.Pattern[str] | None = None) -> list[Table]:
+    """Return the tables in what iptables-save prints, sorted by patterns of names of chains and of single rules."""
+    tables = []
+    for name, block in re.findall(r"^\*(\S+)\n(.*?)^COMMIT$", saved, re.MULTILINE | re.DOTALL):
+        rows = block.splitlines()
+        chains = {row[1:].split()[0]: row.split()[1] for row in rows if row.startswith(":")}
+        own = [chain for chain in chains if ours.fullmatch(chain)]
+        rules = [row for row in rows if row.startswith("-A ") and row.split()[1] not in own]
+        jump = re.compile(rf"-[jg] {ours.pattern}(\s|$)")
+        own_rules = [row for row in rules if jump.search(row) or (our_rule and our_rule.search(row))]
+        tables.append(Table(name, chains, own, rules, own_rules))
+    return tables
+
+
 def plan_iptables(saved: str) -> tuple[list[str], str]:
     """Return the tables that hold nothing or only what is ours, and what clears the others.
 
     saved is what iptables-save prints; the second is an input of iptables-restore --noflush.
     """
     whole, lines = [], []
-    for block in re.findall(r"^\*(\S+)\n(.*?)^COMMIT$", saved, re.MULTILINE | re.DOTALL):
-        table, rows = block[0], block[1].splitlines()
-        chains = {row[1:].split()[0]: row.split()[1] for row in rows if row.startswith(":")}
-        own = [name for name in chains if OUR_CHAIN.fullmatch(name)]
-        rules = [row for row in rows if row.startswith("-A ") and row.split()[1] not in own]
-        jumps = [row for row in rules if re.search(rf"-[jg] {OUR_CHAIN.pattern}(\s|$)", row)]
-        foreign = [name for name in chains if name not in own and name not in BUILT_IN_CHAINS]
-        if not foreign and rules == jumps and set(chains.values()) <= {"ACCEPT", "-"}:
-            whole.append(table)
-        elif own:
-            flush = [f":{name} - [0:0]" for name in own]
-            lines += [
-                f"*{table}",
-                *flush,
-                *("-D" + row[2:] for row in jumps),
-                *(f"-X {name}" for name in own),
-                "COMMIT",
-            ]
+    for table in read_tables(saved, OUR_CHAIN, KUBE_ROUTER_RULE):
+        foreign = [name for name in table.chains if name not in table.own and name not in BUILT_IN_CHAINS]
+        if not foreign and table.rules == table.own_rules and set(table.chains.values()) <= {"ACCEPT", "-"}:
+            whole.append(table.name)
+        else:
+            lines += table.clearing
     return whole, "".join(line + "\n" for line in lines)
+
+
+def policy_chains(saved: str) -> list[str]:
+    """Return the chains of kube-router's firewall in what iptables-save prints."""
+    return [name for table in read_tables(saved, POLICY_CHAIN) for name in table.own]
+
+
+def clear_policies(saved: str) -> str:
+    """Return what clears iptables of kube-router's firewall, as an input of iptables-restore --noflush."""
+    lines = [line for table in read_tables(saved, POLICY_CHAIN) for line in table.clearing]
+    return "".join(line + "\n" for line in lines)
+
+
+def policy_sets(names: Sequence[str]) -> list[str]:
+    """Return those sets of addresses that rules of kube-router's firewall name."""
+    return [name for name in names if POLICY_SET.fullmatch(name)]
 
 
 def faults(facts: Facts) -> list[str]:
@@ -426,15 +487,27 @@ def _network(facts: Facts, ours: set[str]) -> Iterator[Step]:
     if "containerd" in ours:
         for path in facts.namespaces:
             yield Step("network", "namespace", path)
-    if ours & BRIDGING:
+    bridges = [facts.bridge] if ours & BRIDGING else []
+    if "kube-router" in ours:
+        bridges.append(KUBE_ROUTER_BRIDGE)
+    for bridge in bridges:
         for name, master in facts.interfaces.items():
-            if master == facts.bridge and name.startswith("veth"):
+            if master == bridge and name.startswith("veth"):
                 yield Step("network", "link", name)
-        if facts.bridge in facts.interfaces:
-            yield Step("network", "link", facts.bridge)
-        # Those through an interface that goes go with it.
+        if bridge in facts.interfaces:
+            yield Step("network", "link", bridge)
+    # Those through an interface that goes go with it.
+    if ours & BRIDGING:
         for route in facts.routes:
             yield Step("network", "route", route)
+    if "kube-router" in ours:
+        for route in facts.learned_routes:
+            yield Step("network", "route", route)
+        for name in facts.interfaces:
+            if KUBE_ROUTER_TUNNEL.fullmatch(name):
+                yield Step("network", "link", name)
+        for rule in facts.rules:
+            yield Step("network", "rule", rule)
     for component in sorted(ours):
         for name in LINKS.get(component, ()):
             if name in facts.interfaces:
@@ -454,6 +527,11 @@ def _network(facts: Facts, ours: set[str]) -> Iterator[Step]:
                 yield Step("network", "table", f"{family} {name}", "of iptables, nothing else in it")
         if restore:
             yield Step("network", "iptables", command, restore)
+    # After the rules that name them.
+    if "kube-router" in ours:
+        for name in facts.ip_sets:
+            if KUBE_ROUTER_SET.fullmatch(name):
+                yield Step("network", "set", name)
     for path in facts.cgroups:
         yield Step("network", "cgroup", path)
 

@@ -107,13 +107,29 @@ def look() -> reset.Facts:
         cgroups=matching("/sys/fs/cgroup/kubepods*") + matching("/sys/fs/cgroup/*/kubepods*"),
         interfaces={link["ifname"]: link.get("master", "") for link in _json(["ip", "-j", "link", "show"], [])},
         routes=reset.lasting_routes(answer(["ip", "route", "show", "proto", "76"]) + _flannel_routes()),
+        learned_routes=reset.lasting_routes(answer(["ip", "route", "show", "proto", reset.KUBE_ROUTER_PROTOCOL])),
         tables=re.findall(r"^table (\S+) (\S+)$", answer(["nft", "list", "tables"]), re.MULTILINE),
-        iptables={name: answer([f"{name}-save"]) for name in ("iptables", "ip6tables")},
+        iptables=packet_filters(),
+        ip_sets=ip_sets(),
+        rules=[
+            line.partition(":")[2].strip()
+            for line in answer(["ip", "-N", "rule", "show", "table", reset.KUBE_ROUTER_TABLE]).splitlines()
+        ],
         users={entry.pw_name: entry.pw_gecos for entry in pwd.getpwall()},
         sysusers=sysusers,
         bridge=reset.bridge_name("".join(_text(posixpath.join(reset.UNIT_FOLDER, name)) for name in NETWORK_UNITS)),
         etcd_data=etcd_data,
     )
+
+
+def packet_filters() -> dict[str, str]:
+    """Return what iptables-save and its twin print, by the name of the command without -save."""
+    return {name: answer([f"{name}-save"]) for name in ("iptables", "ip6tables")}
+
+
+def ip_sets() -> list[str]:
+    """Return the names of the kernel's sets of addresses."""
+    return answer(["ipset", "list", "-name"]).split()
 
 
 def _flannel_routes() -> str:
@@ -371,6 +387,8 @@ ONE: dict[str, Callable[[Step], Any]] = {
     "link": lambda step: run(["ip", "link", "delete", step.target]),
     # Network, "via", address: what comes behind them ip prints in words that it does not read.
     "route": lambda step: run(["ip", "route", "delete", *step.target.split()[:3]]),
+    "rule": lambda step: run(["ip", "rule", "delete", *step.target.split()]),
+    "set": lambda step: run(["ipset", "destroy", step.target]),
     "table": lambda step: run(["nft", "delete", "table", *step.target.split()]),
     "iptables": lambda step: run([f"{step.target}-restore", "--noflush"], text=step.detail),
     "cgroup": _stop_slice,

@@ -20,9 +20,8 @@ PROOF_NAMESPACE = "kube-system"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def objects(namespace: str, image: str) -> list[dict[str, Any]]:
-    """Return the Kubernetes objects of the workload, in the order in which they are made."""
-    labels = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/managed-by": "plainkube"}
+def pod_spec(image: str) -> dict[str, Any]:
+    """Return the spec of a pod that serves on PORT and is allowed everywhere and on every node."""
     container = {
         "name": NAME,
         "image": image,
@@ -40,7 +39,7 @@ def objects(namespace: str, image: str) -> list[dict[str, Any]]:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
-    pod = {
+    return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         # Nothing to save at its end, and whoever waits for the proof waits for that too.
@@ -48,6 +47,11 @@ def objects(namespace: str, image: str) -> list[dict[str, Any]]:
         "tolerations": [{"operator": "Exists"}],
         "containers": [container],
     }
+
+
+def objects(namespace: str, image: str) -> list[dict[str, Any]]:
+    """Return the Kubernetes objects of the workload, in the order in which they are made."""
+    labels = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/managed-by": "plainkube"}
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}},
         {
@@ -62,7 +66,7 @@ def objects(namespace: str, image: str) -> list[dict[str, Any]]:
             "metadata": {"name": NAME, "namespace": namespace, "labels": labels},
             "spec": {
                 "selector": {"matchLabels": labels},
-                "template": {"metadata": {"labels": labels}, "spec": pod},
+                "template": {"metadata": {"labels": labels}, "spec": pod_spec(image)},
             },
         },
     ]

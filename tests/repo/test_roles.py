@@ -151,6 +151,7 @@ INSTALLERS = {
     "etcd": ["etcd"],
     "control_plane": ["control_plane"],
     "worker": ["container_runtime", "dns_cache", "node", "kube_proxy"],
+    "kube_router": ["kube_router"],
 }
 
 

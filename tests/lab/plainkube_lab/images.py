@@ -26,6 +26,7 @@ PACKAGES = {
         "ethtool",
         "haproxy",
         "iproute2",
+        "ipset",
         "iptables",
         "kmod",
         "nftables",

@@ -193,6 +193,18 @@ def test_a_sound_inventory_has_no_fault() -> None:
         ("plainkube_network_policy", "yes", "true or false"),
         ("plainkube_pod_mtu", 1000, "from 1280 to 65535"),
         ("plainkube_pod_mtu", -1, "from 1280"),
+        # routes by BGP
+        ("plainkube_bgp_as_number", 64511, "from 64512 to 65534 or from 4200000000"),
+        ("plainkube_bgp_as_number", 65535, "private"),
+        ("plainkube_bgp_peers", [{"address": "router.example.org", "as_number": 64600}], "IPv4 address"),
+        ("plainkube_bgp_peers", [{"address": "192.0.2.1", "as_number": 0}], "from 1 to 4294967294 in peer 0"),
+        ("plainkube_bgp_peers", [{"address": "192.0.2.1"}], "plainkube_bgp_peers[0].as_number"),
+        (
+            "plainkube_bgp_peers",
+            [{"address": "192.0.2.1", "as_number": 64600}, {"address": "192.0.2.1", "as_number": 64601}],
+            "192.0.2.1",
+        ),
+        ("plainkube_bgp_tunnel", "other-segments", "Did you mean other_segments?"),
     ],
 )
 def test_one_wrong_value_gives_one_fault(variable: str, value: Any, words: str) -> None:
@@ -476,3 +488,19 @@ def test_node_labels_are_the_inventorys_with_zone_and_roles() -> None:
         "a": {"topology.kubernetes.io/zone": "east", "node-role.kubernetes.io/control-plane": ""},
         "b": {"example.org/disk": "ssd", "example.org/rank": "1", "node-role.kubernetes.io/worker": ""},
     }
+
+
+def test_a_router_s_password_is_not_shown() -> None:
+    peer = {"address": "192.0.2.1", "as_number": 64600, "password": "hush" * 21}
+    [fault] = faults_of({"plainkube_bgp_peers": [peer]})
+    assert "at most 80 bytes in peer 0" in str(fault)
+    assert "hush" not in str(fault)
+
+
+def test_a_tunnel_of_kube_router_needs_a_chosen_mtu() -> None:
+    tunnel = {"plainkube_network": "kube_router", "plainkube_bgp_tunnel": "other_segments"}
+    [fault] = faults_of(tunnel)
+    assert fault.variable == "plainkube_pod_mtu"
+    assert "1480" in fault.remedy
+    assert faults_of({**tunnel, "plainkube_pod_mtu": 1480}) == []
+    assert faults_of({**tunnel, "plainkube_network": "bridge"}) == []

@@ -14,12 +14,15 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.reset import (
     Process,
     UnitFact,
     bridge_name,
+    clear_policies,
     data_directory,
     faults,
     make_diff,
     make_plan,
     mount_points,
     plan_iptables,
+    policy_chains,
+    policy_sets,
     sysusers_names,
 )
 
@@ -331,6 +334,76 @@ def test_a_table_of_the_older_kernel_interface_is_not_deleted() -> None:
     facts = replace(unit("kubelet"), iptables={"iptables": SAVED}, tables=[])
     assert [step.target for step in make_plan(facts) if step.stage == "network"] == ["iptables"]
     assert "DROP" not in make_diff(make_plan(facts))["before"]
+
+
+WITH_POLICIES = """\
+*filter
+:INPUT ACCEPT [1:2]
+:FORWARD ACCEPT [0:0]
+:DOCKER-USER - [0:0]
+:KUBE-FIREWALL - [0:0]
+:KUBE-ROUTER-INPUT - [0:0]
+:KUBE-POD-FW-ABC2 - [0:0]
+-A INPUT -m comment --comment "kube-router netpol - 4IA2" -j KUBE-ROUTER-INPUT
+-A INPUT -j KUBE-FIREWALL
+-A FORWARD -i kube-bridge -m comment --comment "allow outbound traffic from pods" -j ACCEPT
+-A FORWARD -o eth0 -m comment --comment "allow outbound node port traffic on node interface with which node ip is associated" -j ACCEPT
+-A FORWARD -o eth0 -j ACCEPT
+-A KUBE-ROUTER-INPUT -s 10.244.0.2/32 -j KUBE-POD-FW-ABC2
+COMMIT
+"""  # noqa: E501
+
+
+def test_policies_can_go_alone() -> None:
+    assert policy_chains(WITH_POLICIES) == ["KUBE-ROUTER-INPUT", "KUBE-POD-FW-ABC2"]
+    assert clear_policies(WITH_POLICIES).splitlines() == [
+        "*filter",
+        ":KUBE-ROUTER-INPUT - [0:0]",
+        ":KUBE-POD-FW-ABC2 - [0:0]",
+        '-D INPUT -m comment --comment "kube-router netpol - 4IA2" -j KUBE-ROUTER-INPUT',
+        "-X KUBE-ROUTER-INPUT",
+        "-X KUBE-POD-FW-ABC2",
+        "COMMIT",
+    ]
+    assert clear_policies(SAVED) == ""
+    assert policy_sets(["KUBE-SRC-AB2", "inet6:KUBE-DST-C3", "kube-router-pod-subnets", "mine"]) == [
+        "KUBE-SRC-AB2",
+        "inet6:KUBE-DST-C3",
+    ]
+
+
+def test_the_rules_that_kube_router_adds_to_the_host_s_chains_go_with_its_own() -> None:
+    whole, restore = plan_iptables(WITH_POLICIES)
+    assert whole == []
+    deleted = [line for line in restore.splitlines() if line.startswith("-D FORWARD")]
+    assert len(deleted) == 2
+    assert "-D FORWARD -o eth0 -j ACCEPT" not in restore
+
+
+def test_kube_router_loses_bridge_routes_tunnels_and_sets_after_the_rules_that_name_them() -> None:
+    facts = Facts(
+        units=[UnitFact("kubelet.service"), UnitFact("kube-router.service")],
+        interfaces={"eth0": "", "kube-bridge": "", "veth1": "kube-bridge", "veth2": "br0", "tun-0123456789a": ""},
+        routes=["10.1.0.0/24 via 192.0.2.1"],
+        learned_routes=["10.244.1.0/24 via 192.0.2.2 dev eth0"],
+        rules=["from 10.244.0.0/24 lookup 77"],
+        iptables={"iptables": WITH_POLICIES},
+        ip_sets=["KUBE-SRC-AB2", "kube-router-node-ips", "somebody-s"],
+        tables=[("ip", "plainkube_pods")],
+    )
+    steps = [(step.kind, step.target) for step in make_plan(facts) if step.stage == "network"]
+    assert steps == [
+        ("link", "veth1"),
+        ("link", "kube-bridge"),
+        ("route", "10.244.1.0/24 via 192.0.2.2 dev eth0"),
+        ("link", "tun-0123456789a"),
+        ("rule", "from 10.244.0.0/24 lookup 77"),
+        ("table", "ip plainkube_pods"),
+        ("iptables", "iptables"),
+        ("set", "KUBE-SRC-AB2"),
+        ("set", "kube-router-node-ips"),
+    ]
+    assert [step for step in make_plan(replace(facts, units=[])) if step.stage == "network"] == []
 
 
 def test_small_readers() -> None:
