@@ -17,7 +17,7 @@ from lab_cluster import Host
 UNITS = {
     "etcd": ["etcd"],
     "control_plane": ["kube-apiserver", "kube-controller-manager", "kube-scheduler"],
-    "nodes": ["containerd", "kubelet", "kube-proxy", "node-dns", "node-dns-address", "haproxy"],
+    "nodes": ["containerd", "kubelet", "kube-proxy", "kube-router", "node-dns", "node-dns-address", "haproxy"],
 }
 SANDBOXED = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "node-dns"]
 # systemd-analyze security: 0 is locked up, 10 is not protected at all.

@@ -13,7 +13,8 @@ from lab_cluster import Host, members
 
 # What each network puts on a host beside the bridge: its interfaces, and the certificate that it reads the API with.
 INTERFACES = {("flannel", "vxlan"): ["flannel.1"], ("flannel", "wireguard"): ["flannel-wg"]}
-IDENTITIES = {"bridge": "node-routes", "flannel": "flannel"}
+IDENTITIES = {"bridge": "node-routes", "flannel": "flannel", "kube_router": "kube-router"}
+BRIDGES = {"kube_router": "kube-bridge"}
 
 
 def links(host: Host) -> dict[str, dict[str, Any]]:
@@ -39,7 +40,8 @@ def test_pods_of_every_other_node_have_a_way(host: Host, name: str, facts: dict[
 def test_packets_of_pods_are_as_long_as_the_link_leaves(host: Host, facts: dict[str, Any]) -> None:
     found = links(host)
     (own,) = json.loads(host.check_output("ip -j address show to %s", facts["address"]))
-    assert found["cni0"]["mtu"] == own["mtu"] - facts["network"]["overhead"]
+    bridge = BRIDGES.get(facts["network"]["kind"], "cni0")
+    assert found[bridge]["mtu"] == own["mtu"] - facts["network"]["overhead"]
     flannels = sorted(link for link in found if link.startswith("flannel"))
     assert flannels == INTERFACES.get((facts["network"]["kind"], facts["network"]["backend"]), [])
 
@@ -65,3 +67,28 @@ def test_a_network_speaks_for_its_own_node_alone(host: Host, name: str, facts: d
             other,
         )
         assert f'nodes \\"{other}\\" is forbidden' in answer
+
+
+@pytest.mark.on("nodes")
+def test_policies_are_enforced_and_nothing_answers_outside_of_the_host(host: Host) -> None:
+    """That each way is allowed or denied as it should be is proven by verify-cluster."""
+    assert "-j KUBE-ROUTER-FORWARD" in host.check_output("iptables -S FORWARD")
+    listening = host.check_output("ss -Hltn 'sport = 20241 or sport = 20244'")
+    assert {line.split()[3].rpartition(":")[0] for line in listening.splitlines()} == {"127.0.0.1"}
+    # Anybody on the host could change routes there.
+    assert host.check_output("ss -Hltn 'sport = 50051'") == ""
+
+
+@pytest.mark.on("nodes")
+@pytest.mark.parametrize("path", ["api/v1/secrets", "api/v1/configmaps"])
+def test_the_firewall_reads_what_it_needs_and_no_more(host: Host, path: str) -> None:
+    pki = "/etc/kubernetes/pki"
+    answer = host.check_output(
+        "curl --silent --cacert %s/ca.crt --cert %s.crt --key %s.key https://127.0.0.1:6443/%s",
+        pki,
+        f"{pki}/kube-router",
+        f"{pki}/kube-router",
+        path,
+    )
+    assert "plainkube:kube-router" in answer
+    assert "forbidden" in answer
