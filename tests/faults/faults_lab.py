@@ -35,6 +35,7 @@ UNITS = [
     "haproxy.service",
     "kubelet.service",
     "kube-proxy.service",
+    "kube-router.service",
     "node-routes.service",
 ]
 # Everything, with the cases that differ in their moment or their host alone; without it one or a few of each kind.
