@@ -78,14 +78,6 @@ def test_name_servers_are_on_different_hosts(api: client.ApiClient) -> None:
     assert len(set(hosts)) == len(hosts) == min(2, len(members("nodes")))
 
 
-def test_pods_ask_their_node_s_cache_first(api: client.ApiClient) -> None:
-    core = client.CoreV1Api(api)
-    for name in members("nodes"):
-        path = f"/api/v1/nodes/{name}/proxy/configz"
-        answer = core.api_client.call_api(path, "GET", response_type="object", auth_settings=["BearerToken"])
-        assert answer[0]["kubeletconfig"]["clusterDNS"] == ["169.254.20.10", "10.96.0.10"]
-
-
 def test_new_pods_get_the_wanted_dots_unless_they_say_them(
     api: client.ApiClient, namespace: str, cluster: dict[str, Any]
 ) -> None:

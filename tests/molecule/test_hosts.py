@@ -55,6 +55,12 @@ def test_node_runs(host: Host, facts: dict[str, Any]) -> None:
         assert_well(host, unit)
 
 
+@pytest.mark.on("nodes")
+def test_pods_are_told_to_ask_their_node_s_cache_first(host: Host) -> None:
+    told = host.check_output("grep ^clusterDNS: /var/lib/kubelet/config.yaml")
+    assert json.loads(told.partition(":")[2])[0] in host.check_output("ip -4 -o address show label lo:node-dns")
+
+
 @pytest.mark.on("all")
 def test_units_are_readable_by_root_alone(host: Host) -> None:
     ours = host.check_output("grep -l 'Managed by plainkube.cluster' /etc/systemd/system/*.service").split()
