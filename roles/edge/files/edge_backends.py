@@ -214,6 +214,23 @@ def read_slots(servers_state: str, statistics: str) -> dict[str, list[Slot]]:
     return slots
 
 
+def saved_state(servers_state: str) -> str:
+    """Return the answer to `show servers state` as haproxy reads it without a warning for each server.
+
+    It writes a port for agent checks down even where there are none, and complains about it when it reads it.
+    """
+    lines, columns = [], []
+    for line in servers_state.splitlines():
+        words = line.split()
+        if line.startswith("# "):
+            columns = words[1:]
+        elif columns and len(words) == len(columns) and "srv_agent_port" in columns:
+            words[columns.index("srv_agent_port")] = "0"
+            line = " ".join(words)
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
 def shown(address: Address) -> str:
     return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
 
@@ -303,7 +320,7 @@ class HAProxy:
         """Keep the state of all servers for haproxy's next start or reload."""
         text = self.ask("show servers state")
         if "# be_id" in text:
-            write(path, text + "\n")
+            write(path, saved_state(text))
 
 
 # The API

@@ -39,7 +39,9 @@ class Stub:
             return False
         head = request.result().decode("latin-1")
         path = head.split()[1]
-        fields = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
+        fields: dict[str, str] = {}
+        for name, value in (line.lower().split(": ", 1) for line in head.splitlines()[1:] if ": " in line):
+            fields[name] = f"{fields[name]}, {value}" if name in fields else value
         body = await reader.readexactly(int(fields.get("content-length", "0")))
         if fields.get("upgrade"):
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")

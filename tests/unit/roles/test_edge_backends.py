@@ -229,6 +229,12 @@ def test_slots_are_read_from_haproxy_s_answers() -> None:
     assert slots["api"] == [Slot("f1", ("192.0.2.9", 6443), "ready", 1, 2)]
 
 
+def test_the_state_is_kept_as_haproxy_likes_to_read_it() -> None:
+    given = "1\n# be_id srv_addr srv_agent_addr srv_agent_port\n4 192.0.2.1 - 80\n"
+    assert edge_backends.saved_state(given) == given.replace("- 80", "- 0")
+    assert edge_backends.saved_state(SERVERS_STATE) == SERVERS_STATE
+
+
 @pytest.mark.parametrize(("bits", "state"), [(0, "ready"), (4, "ready"), (5, "maint"), (12, "drain"), (32, "maint")])
 def test_the_administrative_state_is_read_from_bits(bits: int, state: str) -> None:
     assert edge_backends.slot_state(bits) == state
