@@ -150,6 +150,7 @@ OPENINGS: tuple[Opening, ...] = (
     Opening("nodes", ("itself",), "udp", "53", "coredns", "names, for this node's pods", "dns_cache"),
     Opening("nodes", ("itself",), "tcp", "9253", "coredns", "metrics of the cache of names", "dns_cache"),
     Opening("nodes", ("itself",), "tcp", "9254", "coredns", "health of the cache of names", "dns_cache"),
+    Opening("nodes", ("itself",), "tcp", "20241", "kube-router", "metrics of kube-router", "policies"),
     Opening("nodes", ("itself",), "tcp", "20244", "kube-router", "health of kube-router", "policies"),
     Opening("edge", ("itself",), "tcp", "8404", "haproxy", "metrics of the edge", "edge"),
 )

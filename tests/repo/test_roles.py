@@ -150,7 +150,8 @@ def test_every_variable_of_the_contract_is_known_and_read() -> None:
 INSTALLERS = {
     "etcd": ["etcd"],
     "control_plane": ["control_plane"],
-    "worker": ["container_runtime", "dns_cache", "node", "kube_proxy"],
+    "worker": ["container_runtime", "node", "kube_proxy"],
+    "dns_cache": ["dns_cache"],
     "kube_router": ["kube_router"],
 }
 
