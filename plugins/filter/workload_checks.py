@@ -12,34 +12,29 @@ DOCUMENTATION = r"""
 name: workload_checks
 short_description: What a proving workload must answer, as definitions of checks
 description:
-  - Turns the pods and the Service of M(plainkube.cluster.verify_workload) into definitions for
-    M(plainkube.cluster.health).
+  - Turns what M(plainkube.cluster.verify_workload) returned into definitions for M(plainkube.cluster.health) on one
+    host.
 author:
   - Plainkube contributors (@plainkube)
 version_added: 0.1.0
-positional: service_ip, service_name, dns_ip
+positional: view
 options:
   _input:
-    description: The pods, each with C(name), C(node) and C(ip).
-    type: list
-    elements: dict
+    description: What the module returned, with C(pods), C(service_ip) and C(node_port).
+    type: dict
     required: true
-  service_ip:
-    description: Address of the Service.
-    type: str
-    required: true
-  service_name:
-    description: Full name of the Service in the cluster's DNS.
-    type: str
-    required: true
-  dns_ip:
-    description: Address of the cluster's DNS.
-    type: str
+  view:
+    description:
+      - This host's C(node); C(nodes) with name and address; C(service_name) and C(dns_ip); C(namespace); C(host_port);
+        C(outside), a list of host:port; C(ingress), instances as C(cluster_ingress_instances) has them.
+    type: dict
     required: true
 """
 
 EXAMPLES = r"""
-checks: "{{ pods | plainkube.cluster.workload_checks('10.96.7.7', 'probe.verify.svc.cluster.local', '10.96.0.10') }}"
+- name: Show what is asked
+  ansible.builtin.debug:
+    msg: "{{ running | plainkube.cluster.workload_checks(view) }}"
 """
 
 RETURN = r"""

@@ -11,9 +11,11 @@ The heavy modules of the standard library are imported where they are used: most
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +49,12 @@ class Result:
     ok: bool
     seen: str
     expected: str
+    applicable: bool = True
+
+    @property
+    def state(self) -> str:
+        """What is said of the check: nobody shall take for proven what there was no way to prove."""
+        return "failed" if not self.ok else "passed" if self.applicable else "not applicable"
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,8 @@ def _short(text: str, at_most: int = 300) -> str:
 def get(url: str, definition: Definition) -> tuple[int, str]:
     """Return status and body of a GET, or of a POST of the definition's body, over TLS by its ca, certificate and key.
 
-    A server on loopback may show a certificate of its own making if the definition says insecure.
+    A server on loopback may show a certificate of its own making if the definition says insecure. host is the name to
+    ask for where it is not the URL's.
     Raises OSError, ValueError.
     """
     import http.client
@@ -127,7 +136,8 @@ def get(url: str, definition: Definition) -> tuple[int, str]:
         connection.sock = stream
         body = definition.get("body")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET" if body is None else "POST", target, body)
+        headers = {"Host": definition["host"]} if definition.get("host") else {}
+        connection.request("GET" if body is None else "POST", target, body, headers)
         response = connection.getresponse()
         return response.status, response.read(ANSWER_BYTES_AT_MOST).decode("utf-8", "replace")
     except http.client.HTTPException as error:
@@ -155,6 +165,147 @@ def attempt_http_any(definition: Definition) -> Result:
     ok = not urls or any(result.ok for result in results.values())
     seen = "; ".join(f"{url} {result.seen}" for url, result in results.items()) or "there is no other"
     return Result(ok, seen, f"at least one of {', '.join(urls) or 'no URLs'} is well")
+
+
+def attempt_dial(definition: Definition) -> Result:
+    """A pod (via: its address and port, agnhost's netexec) reaches target (host:port) and gets an answer that fits."""
+    import json
+    from urllib.parse import urlencode
+
+    host, _, port = str(definition["target"]).rpartition(":")
+    contains = str(definition.get("contains") or "")
+    wanted = f" with '{contains}'" if contains else ""
+    expected = f"the pod at {definition['via']} reaches {definition['target']} and is answered{wanted}"
+    query = urlencode({"host": host, "port": port, "request": "hostname", "protocol": "http", "tries": 1})
+    try:
+        status, body = get(f"http://{definition['via']}/dial?{query}", definition)
+    except (OSError, ValueError) as error:
+        return Result(False, f"the pod itself does not answer this host: {_why(error)}", expected)
+    try:
+        answer = json.loads(body)
+        said = [str(line) for line in answer.get("responses") or ()]
+        faults = [str(line) for line in answer.get("errors") or ()]
+    except (ValueError, AttributeError):
+        return Result(False, f"the pod says {status}: {_short(body)}", expected)
+    ok = any(contains in line for line in said)
+    return Result(ok, _short("; ".join(said or faults)) or "no answer in time", expected)
+
+
+def attempt_not_applicable(definition: Definition) -> Result:
+    """There is nothing to prove here, and the reason is said."""
+    why = str(definition["why"])
+    return Result(True, why, why, applicable=False)
+
+
+# --- Longest packets --------------------------------------------------------------------------------------------------
+
+# From linux/in.h, linux/sched.h, linux/sockios.h: the socket module does not name them.
+IP_MTU_DISCOVER, IP_PMTUDISC_PROBE = 10, 3
+CLONE_NEWNET = 0x40000000
+SIOCGIFMTU = 0x8921
+IPV4_UDP_HEADERS = 28
+# What Kubernetes calls a pod's own link, in every pod.
+POD_LINK = b"eth0"
+NETWORK_NAMESPACES = "/run/netns"
+SMALLER_PACKETS = (8900, 1480, 1450, 1420, 1400, 1280, 1000, 576)
+ECHO = b"echo "
+
+
+@contextlib.contextmanager
+def inside_network_of(address: str) -> Iterator[None]:
+    """Let this thread use the network of the pod that has this address. Raises OSError."""
+    import ctypes
+    import socket
+
+    library = ctypes.CDLL(None, use_errno=True)
+
+    def enter(descriptor: int) -> None:
+        if library.setns(descriptor, CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    with contextlib.ExitStack() as opened:
+        own = opened.enter_context(open("/proc/thread-self/ns/net", "rb"))
+        for path in sorted(Path(NETWORK_NAMESPACES).iterdir()):
+            with open(path, "rb") as namespace:
+                enter(namespace.fileno())
+            opened.callback(enter, own.fileno())
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+                # Only whose address it is can take it.
+                probe.bind((address, 0))
+                break
+        else:
+            raise OSError(f"no network namespace of this host has the address {address}")
+        yield
+
+
+def link_mtu(name: bytes = POD_LINK) -> int:
+    """Return the MTU of a link in the network of this thread. Raises OSError."""
+    import fcntl
+    import socket
+    import struct
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket.fileno(), SIOCGIFMTU, struct.pack("16si12x", name, 0))
+    return int(struct.unpack("16si12x", answer)[1])
+
+
+def echoed(host: str, port: int, size: int, timeout: float) -> str:
+    """Send a packet of this size that nobody may fragment, and return why no echo came, empty when one did."""
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+        channel.settimeout(timeout)
+        channel.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        try:
+            channel.connect((host, port))
+            channel.send(ECHO + b"x" * (size - IPV4_UDP_HEADERS - len(ECHO)))
+            channel.recv(65536)
+        except OSError as error:
+            return _why(error)
+    return ""
+
+
+def attempt_unfragmented(definition: Definition) -> Result:
+    """A packet as long as the source's link allows arrives in one piece at host, a pod that echoes UDP at port."""
+    source, host, port = str(definition["source"]), str(definition["host"]), int(definition["port"])
+    expected = f"the longest packet of the pod {source} arrives unfragmented at {host}"
+    try:
+        with inside_network_of(source):
+            size = int(definition.get("bytes") or link_mtu())
+            expected = f"a packet of {size} bytes of the pod {source}, not to be fragmented, is answered by {host}"
+            fault = echoed(host, port, size, _timeout(definition))
+            if not fault:
+                return Result(True, f"{size} bytes arrive", expected)
+            smaller = (tried for tried in SMALLER_PACKETS if tried < size and not echoed(host, port, tried, 0.3))
+            arrives = next(smaller, 0)
+    except OSError as error:
+        return Result(False, _why(error), expected)
+    return Result(False, f"{fault}; {f'{arrives} bytes do arrive' if arrives else 'no size arrives'}", expected)
+
+
+# --- kube-proxy's rules -----------------------------------------------------------------------------------------------
+
+# It has about 20 that do not depend on Services; many more would be somebody else's in its table.
+FIXED_RULES_AT_MOST = 60
+
+
+def attempt_proxy_rules(definition: Definition) -> Result:
+    """kube-proxy's table has no more rules than the Services explain."""
+    from ansible_collections.plainkube.cluster.plugins.module_utils.host_reading import ReadError, run_json
+    from ansible_collections.plainkube.cluster.plugins.module_utils.proxy_rules import Table, count
+
+    expected = "each rule in table ip kube-proxy is explained by a Service"
+    try:
+        table = Table(run_json(["nft", "-j", "-t", "list", "table", "ip", "kube-proxy"]) or {})
+    except ReadError as error:
+        return Result(True, f"kube-proxy keeps no table of nftables here ({error})", expected, applicable=False)
+    counts = count(table)
+    fixed = counts.kinds.get("", (0, 0))[1]
+    seen = (
+        f"{counts.rules} rules in {counts.chains} chains: {fixed} fixed, "
+        f"{counts.rules - fixed} for {counts.ports} ports of Services"
+    )
+    return Result(fixed <= FIXED_RULES_AT_MOST, seen, expected)
 
 
 # --- Processes, ports, files, commands --------------------------------------------------------------------------------
@@ -521,8 +672,12 @@ def attempt_nodes_ready(definition: Definition) -> Result:
 # --- All kinds, and how a set of checks is run ------------------------------------------------------------------------
 
 KINDS: dict[str, Kind] = {
-    "http": Kind(attempt_http, frozenset({"url"}), TLS_KEYS | {"status", "contains", "insecure"}),
+    "http": Kind(attempt_http, frozenset({"url"}), TLS_KEYS | {"status", "contains", "insecure", "host"}),
     "http_any": Kind(attempt_http_any, frozenset({"urls"}), TLS_KEYS | {"status", "contains"}),
+    "dial": Kind(attempt_dial, frozenset({"via", "target"}), frozenset({"contains"})),
+    "not_applicable": Kind(attempt_not_applicable, frozenset({"why"})),
+    "unfragmented": Kind(attempt_unfragmented, frozenset({"source", "host", "port"}), frozenset({"bytes"})),
+    "proxy_rules": Kind(attempt_proxy_rules, frozenset()),
     "unit": Kind(attempt_unit, frozenset({"name"})),
     "tcp": Kind(attempt_tcp, frozenset({"host", "port"})),
     "command": Kind(attempt_command, frozenset({"argv"}), frozenset({"contains"})),

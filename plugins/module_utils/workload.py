@@ -1,17 +1,28 @@
 # Copyright: Plainkube contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The workload that proves a cluster: one small web server on every node behind one Service. Pure functions."""
+"""The workload that proves a cluster: two small web servers on every node, one behind a Service. Pure functions.
+
+The second one, the neighbour, is there to be reached from a pod of the same node, and at a port of its host.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from ansible_collections.plainkube.cluster.plugins.module_utils.plain_text import number_of
+
 NAME = "probe"
+NEIGHBOUR = "probe-neighbour"
+NAME_LABEL = "app.kubernetes.io/name"
 PORT = 8080
+UDP_PORT = 8081
 SERVICE_PORT = 80
+# Nobody has to know this name: it is sent to ingress hosts by their addresses.
+INGRESS_HOST = "probe.verify.plainkube.internal"
 
 # The last proof is noted in the cluster itself, for people too:
 # kubectl -n kube-system get configmap plainkube-proof -o yaml
@@ -26,7 +37,7 @@ def pod_spec(image: str) -> dict[str, Any]:
         "name": NAME,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
-        "args": ["netexec", f"--http-port={PORT}", "--udp-port=-1"],
+        "args": ["netexec", f"--http-port={PORT}", f"--udp-port={UDP_PORT}"],
         "ports": [{"containerPort": PORT}],
         "readinessProbe": {"httpGet": {"path": "/hostname", "port": PORT}, "periodSeconds": 1},
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
@@ -49,27 +60,52 @@ def pod_spec(image: str) -> dict[str, Any]:
     }
 
 
-def objects(namespace: str, image: str) -> list[dict[str, Any]]:
-    """Return the Kubernetes objects of the workload, in the order in which they are made."""
-    labels = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/managed-by": "plainkube"}
+def objects(namespace: str, image: str, host_port: int = 0, classes: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the Kubernetes objects of the workload, in the order in which they are made.
+
+    host_port: where neighbours are reached on their hosts, 0 for nowhere; classes: IngressClasses that lead to it.
+    """
+    labels = {NAME_LABEL: NAME, "app.kubernetes.io/managed-by": "plainkube"}
+    neighbour = pod_spec(image)
+    if host_port:
+        neighbour["containers"][0]["ports"] = [{"containerPort": PORT, "hostPort": host_port}]
+    # Pod Security's baseline has no ports of hosts.
+    level = {"pod-security.kubernetes.io/enforce": "privileged"} if host_port else {}
     return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {**labels, **level}}},
         {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": NAME, "namespace": namespace, "labels": labels},
-            "spec": {"selector": labels, "ports": [{"port": SERVICE_PORT, "targetPort": PORT}]},
+            "spec": {"type": "NodePort", "selector": labels, "ports": [{"port": SERVICE_PORT, "targetPort": PORT}]},
         },
-        {
-            "apiVersion": "apps/v1",
-            "kind": "DaemonSet",
-            "metadata": {"name": NAME, "namespace": namespace, "labels": labels},
-            "spec": {
-                "selector": {"matchLabels": labels},
-                "template": {"metadata": {"labels": labels}, "spec": pod_spec(image)},
-            },
-        },
+        *(_ingress(namespace, name, labels) for name in classes),
+        _daemonset(namespace, labels, pod_spec(image)),
+        _daemonset(namespace, {**labels, NAME_LABEL: NEIGHBOUR}, neighbour),
     ]
+
+
+def _daemonset(namespace: str, labels: Mapping[str, str], pod: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": labels[NAME_LABEL], "namespace": namespace, "labels": labels},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+
+
+def _ingress(namespace: str, class_name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    backend = {"service": {"name": NAME, "port": {"number": SERVICE_PORT}}}
+    paths = [{"path": "/", "pathType": "Prefix", "backend": backend}]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": {"name": f"{NAME}-{class_name}", "namespace": namespace, "labels": labels},
+        "spec": {"ingressClassName": class_name, "rules": [{"host": INGRESS_HOST, "http": {"paths": paths}}]},
+    }
 
 
 def cluster_digest(nodes: list[dict[str, Any]]) -> str:
@@ -108,44 +144,160 @@ def still_proven(note: dict[str, str] | None, digest: str, maximum_age_hours: in
 
 
 def missing_pods(nodes: list[str], pods: list[dict[str, Any]]) -> list[str]:
-    """Return one line for each node whose pod is not ready: the node, and how far its pod got."""
-    by_node = {pod["node"]: pod for pod in pods}
+    """Return one line for each pod that is not ready, of two on each node: the node, and how far its pod got."""
+    by_place = {(pod["node"], pod["kind"]): pod for pod in pods}
     lines = []
     for node in sorted(nodes):
-        pod = by_node.get(node)
-        if pod is None:
-            lines.append(f"{node}: no pod yet")
-        elif not pod["ready"]:
-            lines.append(f"{node}: pod {pod['name']} is {pod['state']}")
+        for kind in (NAME, NEIGHBOUR):
+            pod = by_place.get((node, kind))
+            if pod is None:
+                lines.append(f"{node}: no pod {kind} yet")
+            elif not pod["ready"]:
+                lines.append(f"{node}: pod {pod['name']} is {pod['state']}")
     return lines
 
 
-def workload_checks(pods: list[dict[str, Any]], service_ip: str, service_name: str, dns_ip: str) -> dict[str, Any]:
-    """Return definitions of checks for the health module: every pod, the Service, and the Service's name.
+# --- What must answer -------------------------------------------------------------------------------------------------
 
-    pods are {name, node, ip}; the cluster's DNS at dns_ip must answer the full name service_name with service_ip.
+SEE_ROUTES = "packets do not get there: see playbooks/explain-host.yml, ip route and docs/network.md"
+SEE_SERVICE = (
+    "see playbooks/explain-service.yml -e service={namespace}/probe while it runs, or nft list table ip kube-proxy"
+)
+SEE_NAMES = "see kubectl -n kube-system logs deployment/coredns, and journalctl -u node-dns where names are cached"
+ONE_NODE = "there is only one node"
+
+
+def workload_checks(running: Mapping[str, Any], view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return definitions of checks for the health module, to be done on one host.
+
+    running: what verify_workload returned: pods (name, node, ip, kind), service_ip, node_port. view: node (this
+    host's), nodes (name, address), service_name, dns_ip, namespace, host_port, outside (host:port each), ingress
+    (instances with class, namespaces, hosts, http_port).
     """
-    checks: dict[str, Any] = {
-        f"pod-on-{pod['node']}": {
-            "type": "http",
-            "url": f"http://{pod['ip']}:{PORT}/hostname",
-            "contains": pod["name"],
-            "hint": f"packets from here do not reach pods on {pod['node']}; see ip route and docs/network.md",
+    pods = {(pod["node"], pod["kind"]): pod for pod in running["pods"]}
+    names = sorted(node["name"] for node in view["nodes"] if (node["name"], NAME) in pods)
+    addresses = {node["name"]: node["address"] for node in view["nodes"]}
+    others = [name for name in names if name != view["node"]]
+    service = f"{running['service_ip']}:{SERVICE_PORT}"
+    see_service = SEE_SERVICE.format(namespace=view["namespace"])
+    checks: dict[str, Any] = {}
+    for name in names:
+        pod = pods[(name, NAME)]
+        checks[f"pod-on-{name}"] = _answers(f"{pod['ip']}:{PORT}", pod["name"], SEE_ROUTES)
+        checks[f"node-port-on-{name}"] = {
+            **_answers(
+                f"{addresses[name]}:{running['node_port']}", NAME, f"kube-proxy of {name}, or a firewall before it"
+            ),
+            "unit": "kube-proxy.service",
         }
-        for pod in pods
-    }
-    checks["service"] = {
-        "type": "http",
-        "url": f"http://{service_ip}:{SERVICE_PORT}/hostname",
-        "contains": NAME,
-        "unit": "kube-proxy.service",
-        "hint": "Services are not carried on this host; see nft list table ip kube-proxy",
-    }
+        if view["host_port"]:
+            checks[f"host-port-on-{name}"] = _answers(
+                f"{addresses[name]}:{view['host_port']}",
+                pods[(name, NEIGHBOUR)]["name"],
+                f"the CNI plugin portmap of {name} (nft list table ip cni_hostport there), or a firewall before it",
+            )
+    if not view["host_port"]:
+        checks["host-port"] = _not_applicable("verify_host_port is 0")
+    checks["service"] = {**_answers(service, NAME, see_service), "unit": "kube-proxy.service"}
     checks["service-name"] = {
         "type": "dns",
-        "server": dns_ip,
-        "name": service_name,
-        "expect": service_ip,
-        "hint": "the name server does not know this Service; see kubectl -n kube-system logs deployment/coredns",
+        "server": view["dns_ip"],
+        "name": view["service_name"],
+        "expect": running["service_ip"],
+        "hint": f"the name server does not know this Service; {SEE_NAMES}",
     }
+    checks["proxy-rules"] = {"type": "proxy_rules", "unit": "kube-proxy.service"}
+    own = pods.get((view["node"], NAME))
+    if own:
+        checks.update(_checks_from_pod(own, pods, others, service, view, see_service))
+    checks.update(_ingress_checks(view))
     return checks
+
+
+def _answers(place: str, contains: str, hint: str) -> dict[str, Any]:
+    return {"type": "http", "url": f"http://{place}/hostname", "contains": contains, "hint": hint}
+
+
+def _not_applicable(why: str) -> dict[str, Any]:
+    return {"type": "not_applicable", "why": why}
+
+
+def _checks_from_pod(
+    own: Mapping[str, Any],
+    pods: Mapping[tuple[str, str], Mapping[str, Any]],
+    others: Sequence[str],
+    service: str,
+    view: Mapping[str, Any],
+    see_service: str,
+) -> dict[str, Any]:
+    """Return what this node's pod must reach; it is asked to try by its own port."""
+
+    def dial(target: str, contains: str, hint: str) -> dict[str, Any]:
+        via = f"{own['ip']}:{PORT}"
+        return {"type": "dial", "via": via, "target": target, "contains": contains, "timeout": 5, "hint": hint}
+
+    neighbour = pods[(own["node"], NEIGHBOUR)]
+    checks = {
+        "pod-to-pod-same-host": dial(
+            f"{neighbour['ip']}:{PORT}", neighbour["name"], "the bridge of this host's pods: ip link, sysctl net.bridge"
+        ),
+        "pod-to-service": dial(service, NAME, see_service),
+        "pod-to-service-by-name": dial(
+            f"{view['service_name']}:{SERVICE_PORT}", NAME, f"resolv.conf of pods, or the name server; {SEE_NAMES}"
+        ),
+    }
+    for name in others:
+        pod = pods[(name, NAME)]
+        checks[f"pod-to-pod-on-{name}"] = dial(f"{pod['ip']}:{PORT}", pod["name"], SEE_ROUTES)
+        checks[f"mtu-to-{name}"] = {
+            "type": "unfragmented",
+            "source": own["ip"],
+            "host": pod["ip"],
+            "port": UDP_PORT,
+            "hint": "pods' MTU is larger than the way allows, or ICMP is dropped: plainkube_pod_mtu; ip link",
+        }
+    if not others:
+        checks["pod-to-pod-other-host"] = checks["mtu"] = _not_applicable(ONE_NODE)
+    for target in view["outside"]:
+        checks[f"pod-to-outside-{target}"] = dial(
+            target, "", "packets that leave the pod network: nft list table ip plainkube_pods, routes, firewalls"
+        )
+    if not view["outside"]:
+        checks["pod-to-outside"] = _not_applicable("verify_outside is empty")
+    return checks
+
+
+def ingress_classes(instances: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the classes through which the workload is to be reached: of instances that look into every namespace."""
+    return [instance["class"] for instance in instances if not instance["namespaces"] and instance["hosts"]]
+
+
+def _ingress_checks(view: Mapping[str, Any]) -> dict[str, Any]:
+    classes = ingress_classes(view["ingress"])
+    checks = {
+        f"ingress-{instance['class']}-on-{host['name']}": {
+            **_answers(
+                f"{host['address']}:{instance['http_port']}",
+                NAME,
+                f"the ingress on {host['name']} does not lead to Service {view['namespace']}/probe; docs/operations.md",
+            ),
+            "host": INGRESS_HOST,
+        }
+        for instance in view["ingress"]
+        if instance["class"] in classes
+        for host in instance["hosts"]
+    }
+    return checks or {"ingress": _not_applicable("no ingress of all namespaces runs in this cluster")}
+
+
+def summary(host: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what was proven from a host, for people: how many checks passed, the rules, what does not apply."""
+    passed = [result for result in results if result["state"] == "passed"]
+    lines = [f"{host}: {number_of(len(passed), 'check')} of the workload passed"]
+    lines += [f"{result['name']}: {result['seen']}" for result in passed if result["name"] == "proxy-rules"]
+    lines += [
+        f"{result['name']}: not applicable, {result['seen']}"
+        for result in results
+        if result["state"] == "not applicable"
+    ]
+    return lines

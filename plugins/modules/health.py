@@ -28,9 +28,16 @@ options:
       - Definitions of checks by name, by default the variable C(cluster_checks). Only the named ones are rendered.
       - "C(type) is one of those below; other keys are the type's. Each may have C(unit) (its journal explains a
         failure), C(hint) (what to do about a failure) and C(timeout) (seconds for one attempt, by default 3)."
-      - "C(http): C(url), C(ca), C(certificate), C(key), C(server_name), C(status) (200), C(contains)."
+      - "C(http): C(url), C(ca), C(certificate), C(key), C(server_name), C(status) (200), C(contains),
+        C(host) to ask for another name than the URL's."
       - "C(http) on loopback may have C(insecure), for servers that make their certificate themselves."
       - "C(http_any): the same with C(urls); one that answers is enough, and so is an empty list."
+      - "C(dial): the pod that agnhost's netexec serves at C(via) reaches C(target) (host:port) and is answered with
+        C(contains)."
+      - "C(unfragmented): a packet as long as the link of the pod with the address C(source) allows, or of C(bytes),
+        sent from that pod's network with don't-fragment, is echoed by C(host) at UDP C(port)."
+      - "C(proxy_rules): kube-proxy's nftables table has no more rules than Services explain. Says how many there are."
+      - "C(not_applicable): there is nothing to prove; C(why)."
       - "C(unit): C(name) of a unit that is active."
       - "C(tcp): C(host), C(port)."
       - "C(command): C(argv) succeeds and prints C(contains)."
@@ -97,8 +104,11 @@ results:
       description: Name of the check.
       type: str
     ok:
-      description: Whether it passed.
+      description: Whether it passed, or there was nothing to prove.
       type: bool
+    state:
+      description: V(passed), V(failed), or V(not applicable) where there was nothing to prove.
+      type: str
     expected:
       description: What was expected.
       type: str
@@ -187,7 +197,13 @@ def main() -> None:
         "healthy": not failed,
         "failures": failures,
         "results": [
-            {"name": name, "ok": result.ok, "expected": result.expected, "seen": result.seen}
+            {
+                "name": name,
+                "ok": result.ok,
+                "state": result.state,
+                "expected": result.expected,
+                "seen": result.seen,
+            }
             for name, result in results.items()
         ],
     }

@@ -9,8 +9,8 @@ DOCUMENTATION = r"""
 module: verify_workload
 short_description: Run, prove and remove the workload that proves a cluster
 description:
-  - Runs one small web server on every node behind one Service, waits until all are ready, reads their logs and runs a
-    command in each that reaches every other; and removes it all again.
+  - Runs two small web servers on every node, one of them behind a Service, the other at a port of its host, waits until
+    all are ready, reads logs and runs a command in each pod of the Service; and removes it all again.
   - Runs where the API can be reached, the controller by default. What hosts see of the workload is asked with
     M(plainkube.cluster.health).
 author:
@@ -37,6 +37,17 @@ options:
   image:
     description: Image of the workload. Needed for V(running).
     type: str
+  host_port:
+    description: Port of every host for the second web server. V(0) is none.
+    type: int
+    default: 0
+  ingress:
+    description:
+      - Instances of the ingress controller, as C(cluster_ingress_instances) has them. Those that look into every
+        namespace get an Ingress that leads to the Service.
+    type: list
+    elements: dict
+    default: []
   deadline:
     description: Seconds that each step may take.
     type: int
@@ -49,10 +60,10 @@ options:
     default: 0
   state:
     description:
-      - V(running) makes the workload and waits until each node has a ready pod, unless the cluster was proven a short
-        while ago.
-      - V(proven) reads each pod's log, lets each pod connect to every other one and to the Service, and notes the proof
-        in the ConfigMap C(plainkube-proof) of the namespace C(kube-system).
+      - V(running) makes the workload and waits until each node has both pods ready, unless the cluster was proven a
+        short while ago.
+      - V(proven) reads the log of each pod of the Service, connects from each to the Service by a command in it, and
+        notes the proof in the ConfigMap C(plainkube-proof) of the namespace C(kube-system).
       - V(absent) removes it. The API server goes on removing after the module has ended.
     type: str
     choices: [running, proven, absent]
@@ -81,6 +92,11 @@ pods:
     name: {description: Name of the pod., type: str}
     node: {description: Node that it runs on., type: str}
     ip: {description: Its address., type: str}
+    kind: {description: "V(probe), which is behind the Service, or V(probe-neighbour).", type: str}
+node_port:
+  description: Port of every node for the Service.
+  returned: state is running or proven
+  type: int
 service_ip:
   description: Address of the Service.
   returned: state is running or proven
@@ -114,6 +130,7 @@ class Workload:
         self.api = config.new_client_from_config(kubeconfig)
         self.core = client.CoreV1Api(self.api)
         self.apps = client.AppsV1Api(self.api)
+        self.networking = client.NetworkingV1Api(self.api)
         self.namespace = namespace
         self.deadline = time.monotonic() + deadline
 
@@ -125,15 +142,18 @@ class Workload:
             )
         time.sleep(PAUSE_SECONDS)
 
-    def create(self, image: str) -> None:
+    def create(self, image: str, host_port: int, ingress: list[dict[str, Any]]) -> None:
         """Make the objects; what a killed run left of them is used."""
         self.wait_for_end_of_namespace()
-        namespace, service, daemonset = workload.objects(self.namespace, image)
-        for create, arguments in (
-            (self.core.create_namespace, (namespace,)),
-            (self.core.create_namespaced_service, (self.namespace, service)),
-            (self.apps.create_namespaced_daemon_set, (self.namespace, daemonset)),
-        ):
+        makers = {
+            "Service": self.core.create_namespaced_service,
+            "Ingress": self.networking.create_namespaced_ingress,
+            "DaemonSet": self.apps.create_namespaced_daemon_set,
+        }
+        namespace, *others = workload.objects(self.namespace, image, host_port, workload.ingress_classes(ingress))
+        steps: list[tuple[Any, tuple[Any, ...]]] = [(self.core.create_namespace, (namespace,))]
+        steps += [(makers[thing["kind"]], (self.namespace, thing)) for thing in others]
+        for create, arguments in steps:
             while True:
                 try:
                     create(*arguments)
@@ -200,12 +220,14 @@ class Workload:
     def pods(self) -> list[dict[str, Any]]:
         """Return the workload's pods as plain data."""
         found = []
-        for pod in self.core.list_namespaced_pod(self.namespace).items:
+        kinds = f"{workload.NAME_LABEL} in ({workload.NAME},{workload.NEIGHBOUR})"
+        for pod in self.core.list_namespaced_pod(self.namespace, label_selector=kinds).items:
             conditions = {item.type: item.status for item in pod.status.conditions or []}
             waiting = [item.state.waiting.reason for item in pod.status.container_statuses or [] if item.state.waiting]
             found.append(
                 {
                     "name": pod.metadata.name,
+                    "kind": pod.metadata.labels[workload.NAME_LABEL],
                     "node": pod.spec.node_name,
                     "ip": pod.status.pod_ip,
                     "ready": conditions.get("Ready") == "True" and pod.metadata.deletion_timestamp is None,
@@ -223,19 +245,22 @@ class Workload:
                 return pods
             self.wait("not every node runs its pod: " + "; ".join(missing))
 
-    def service_ip(self) -> str:
-        """Return the Service's address."""
-        return str(self.core.read_namespaced_service(workload.NAME, self.namespace).spec.cluster_ip)
+    def service(self) -> tuple[str, int]:
+        """Return the Service's address and its port on every node."""
+        spec = self.core.read_namespaced_service(workload.NAME, self.namespace).spec
+        return str(spec.cluster_ip), int(spec.ports[0].node_port)
 
     def prove(self, pods: list[dict[str, Any]], service_ip: str) -> None:
-        """Read each pod's log, and from each pod connect to every other and to the Service. Raises PlainkubeError."""
-        targets = [f"{pod['ip']}:{workload.PORT}" for pod in pods] + [f"{service_ip}:{workload.SERVICE_PORT}"]
+        """Read the log of each pod of the Service, and run a command in each. Raises PlainkubeError."""
         faults = []
         for pod in pods:
+            if pod["kind"] != workload.NAME:
+                continue
             try:
                 if not self.core.read_namespaced_pod_log(pod["name"], self.namespace):
                     faults.append(f"the log of the pod on {pod['node']} is empty")
-                faults += [fault for target in targets if (fault := self.connect(pod, target))]
+                fault = self.connect(pod, f"{service_ip}:{workload.SERVICE_PORT}")
+                faults += [fault] if fault else []
             except ApiException as error:
                 faults.append(f"logs or exec of the pod on {pod['node']}: {error.status} {error.reason}")
         if faults:
@@ -274,6 +299,8 @@ def main() -> None:
             "kubeconfig": {"type": "path", "required": True},
             "namespace": {"type": "str", "default": "plainkube-verify"},
             "image": {"type": "str"},
+            "host_port": {"type": "int", "default": 0},
+            "ingress": {"type": "list", "elements": "dict", "default": []},
             "deadline": {"type": "int", "default": 120},
             "maximum_age_hours": {"type": "int", "default": 0},
             "state": {"type": "str", "choices": ["running", "proven", "absent"], "default": "running"},
@@ -284,7 +311,7 @@ def main() -> None:
     if not HAS_KUBERNETES:
         module.fail_json(msg=missing_required_lib("kubernetes"))
     if module.check_mode:
-        module.exit_json(changed=False, proven=False, pods=[], service_ip="")
+        module.exit_json(changed=False, proven=False, pods=[], service_ip="", node_port=0)
     options = module.params
     try:
         run = Workload(options["kubeconfig"], options["namespace"], options["deadline"])
@@ -293,10 +320,10 @@ def main() -> None:
             module.exit_json(changed=False)
         if options["state"] == "running":
             if run.still_proven(options["maximum_age_hours"]):
-                module.exit_json(changed=False, proven=True, pods=[], service_ip="")
-            run.create(options["image"])
+                module.exit_json(changed=False, proven=True, pods=[], service_ip="", node_port=0)
+            run.create(options["image"], options["host_port"], options["ingress"])
         pods = run.wait_until_running()
-        service_ip = run.service_ip()
+        service_ip, node_port = run.service()
         if options["state"] == "proven":
             run.prove(pods, service_ip)
             run.note_proof()
@@ -307,7 +334,7 @@ def main() -> None:
             msg=f"the API refused the workload in {options['namespace']}: {error.status} {error.reason}: {error.body}"
         )
     # The workload is gone again at the end of its proof, so nothing is called changed.
-    module.exit_json(changed=False, proven=False, pods=pods, service_ip=service_ip)
+    module.exit_json(changed=False, proven=False, pods=pods, service_ip=service_ip, node_port=node_port)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.plainkube.cluster.plugins.module_utils import checks
+from ansible_collections.plainkube.cluster.plugins.module_utils import checks, host_reading
 from ansible_collections.plainkube.cluster.plugins.module_utils.checks import (
     CheckError,
     Result,
@@ -201,6 +201,92 @@ def test_http_any(serve: Serve) -> None:
 
 
 # --- tcp, file, command ---
+
+
+def test_http_asks_for_another_name(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = serve(200, "ok")
+    sent: list[bytes] = []
+    real = socket.socket.sendall
+
+    def noted(self: socket.socket, data: bytes, *rest: int) -> None:
+        sent.append(data)
+        real(self, data, *rest)
+
+    monkeypatch.setattr(socket.socket, "sendall", noted)
+    assert attempt({"type": "http", "url": url, "host": "probe.example.org"}).ok
+    assert b"Host: probe.example.org\r\n" in sent[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "contains", "ok", "seen"),
+    [
+        (200, '{"responses":["probe-1"]}', "probe", True, "probe-1"),
+        (200, '{"responses":["other"]}', "probe", False, "other"),
+        # Whatever is answered is an answer from outside.
+        (200, '{"responses":["Client sent an HTTP request to an HTTPS server."]}', "", True, "Client sent"),
+        (200, '{"errors":["dial tcp 192.0.2.1:80: i/o timeout"]}', "", False, "i/o timeout"),
+        (200, "{}", "", False, "no answer in time"),
+        (400, "host and/or port param are invalid", "", False, "the pod says 400: host and/or port"),
+    ],
+)
+def test_dial(serve: Serve, status: int, body: str, contains: str, ok: bool, seen: str) -> None:
+    via = serve(status, body).removeprefix("http://")
+    result = attempt({"type": "dial", "via": via, "target": "web.example.org:80", "contains": contains})
+    assert result.ok == ok
+    assert seen in result.seen
+    assert result.expected.startswith(f"the pod at {via} reaches web.example.org:80")
+
+
+def test_dial_tells_a_pod_that_is_silent_from_a_way_that_is_closed(closed_port: int) -> None:
+    result = attempt({"type": "dial", "via": f"127.0.0.1:{closed_port}", "target": "192.0.2.1:80"})
+    assert "the pod itself does not answer this host" in result.seen
+
+
+def test_dial_asks_the_pod_for_the_target(serve: Serve) -> None:
+    via = serve(200, "").removeprefix("http://")
+    result = attempt({"type": "dial", "via": via, "target": "[2001:db8::1]:80"})
+    assert "/dial?host=%5B2001%3Adb8%3A%3A1%5D&port=80&request=hostname&protocol=http&tries=1" in result.seen
+
+
+def test_what_does_not_apply_is_neither_passed_nor_failed() -> None:
+    result = attempt({"type": "not_applicable", "why": "there is only one node"})
+    assert (result.ok, result.state, result.seen) == (True, "not applicable", "there is only one node")
+    assert [Result(ok, "", "").state for ok in (True, False)] == ["passed", "failed"]
+
+
+def rules_of_proxy(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> Result:
+    """Do the check of kube-proxy's rules with this as nft."""
+    nft = folder / "nft"
+    nft.write_text(f"#!/bin/sh\n{program}\n")
+    nft.chmod(0o755)
+    monkeypatch.setattr(host_reading, "PATH", f"{folder}:/usr/bin:/bin")
+    return attempt({"type": "proxy_rules"})
+
+
+def test_rules_of_kube_proxy_are_counted_by_their_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recorded = Path(__file__).parent / "recorded" / "kube-proxy.nft.json"
+    result = rules_of_proxy(monkeypatch, tmp_path, f"cat {recorded}")
+    assert result.state == "passed"
+    assert "22 fixed" in result.seen
+    assert "for 7 ports of Services" in result.seen
+
+
+def test_rules_that_no_service_explains_are_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rules = [{"rule": {"chain": "mine", "expr": []}}] * 100
+    (tmp_path / "rules.json").write_text(json.dumps({"nftables": rules}))
+    assert rules_of_proxy(monkeypatch, tmp_path, f"cat {tmp_path}/rules.json").state == "failed"
+
+
+def test_a_host_without_the_table_has_nothing_to_prove(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    result = rules_of_proxy(monkeypatch, tmp_path, "echo No such file or directory >&2; exit 1")
+    assert result.state == "not applicable"
+    assert "No such file or directory" in result.seen
+
+
+def test_a_pod_that_is_not_on_this_host_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checks, "NETWORK_NAMESPACES", str(tmp_path))
+    result = attempt({"type": "unfragmented", "source": "192.0.2.1", "host": "192.0.2.2", "port": 8081})
+    assert result.seen == "no network namespace of this host has the address 192.0.2.1"
 
 
 def test_tcp(closed_port: int) -> None:
