@@ -77,6 +77,10 @@ bench-tenancy: dev ## Quotas and LimitRanges of 1,000 namespaces beside kubernet
 	@$(VENV)/python tests/bench/bench_tenancy.py
 	@$(VENV)/python tests/bench/bench_audit.py
 
+.PHONY: bench-services
+bench-services: dev ## kube-proxy's rules with 10 and 1,000 Services, and how soon a new Service answers on each host
+	@$(VENV)/python tests/bench/bench_services.py
+
 .PHONY: bench-dns
 bench-dns: dev ## Questions at cluster DNS with and without the nodes' cache, failed look-ups while it restarts and while there is no cluster DNS
 	@$(VENV)/python tests/bench/bench_dns.py

@@ -156,7 +156,7 @@ def _row_of(listener: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], own:
         for number, row in enumerate(rows)
         if row["protocol"] == listener["protocol"]
         and row["port"] == str(listener["port"])
-        and row["program"]
+        # Where the kernel listens by itself, there is no process.
         and listener["process"] in ("", row["program"])
     ]
     return next((number for number in fits if rows[number]["local"] == own), fits[0] if fits else None)
@@ -213,7 +213,7 @@ def routes(facts: Facts, cluster: Mapping[str, Any]) -> list[dict[str, Any]]:
         if gateway in nodes and route["dst"] != "default":
             what_for = f"pods of {nodes[gateway]}, {what_for}"
         elif fnmatch.fnmatchcase(route.get("dev", ""), "flannel*") and route["dst"] != "default":
-            what_for, writer = f"pods of another node, by flanneld (gateway {gateway})", "flanneld"
+            what_for, writer = "pods of other nodes, by flanneld", "flanneld"
         elif first_fit({"cni0": 1, "kube-bridge": 1}, route.get("dev", "")):
             what_for = f"pods of this host, {what_for}"
         table = str(route.get("table", "main"))
@@ -417,7 +417,8 @@ def _port_rows(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]
     for port in found:
         who = port["process"] if port["state"] == "listens" else port["state"]
         comers = f"from {', '.join(port['from'])}: " if port["from"] and not port["local"] else ""
-        rows.append((f"{port['protocol']} {_place(port)}".rstrip(), who or "?", comers + port["what_for"]))
+        who = who or ("the kernel" if port["known"] else "?")
+        rows.append((f"{port['protocol']} {_place(port)}".rstrip(), who, comers + port["what_for"]))
     return rows
 
 

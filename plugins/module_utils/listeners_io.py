@@ -26,7 +26,9 @@ def listeners(ports: set[int] | None, protocol: str = "tcp") -> list[dict[str, A
     for table in (f"/proc/net/{protocol}", f"/proc/net/{protocol}6"):
         for address, port, inode in host_facts.listening_sockets(_text_of(table), sys.byteorder == "little", protocol):
             if ports is None or port in ports:
-                sockets[inode] = {"address": address, "port": port, "process": "", "pid": 0}
+                # The kernel's own sockets (VXLAN, WireGuard) have no inode.
+                key = inode if inode != "0" else f"{table} {address} {port}"
+                sockets[key] = {"address": address, "port": port, "process": "", "pid": 0}
     if sockets:
         _find_owners(sockets)
     return sorted(sockets.values(), key=lambda row: (row["port"], row["address"]))

@@ -161,6 +161,16 @@ def test_what_is_not_known_is_somebody_else_s(changes: dict[str, Any], says: str
     assert says.split(" via")[0] in host_views.text(answer, "node1", "192.0.2.11")
 
 
+def test_a_tunnel_s_port_is_the_kernel_s_own() -> None:
+    cluster = {**CLUSTER, "network": "flannel", "backend": "vxlan"}
+    facts = Facts(**{**WELL.__dict__, "listeners": [*WELL.listeners, listener(8472, "", "0.0.0.0", "udp")]})
+    answer = explain(facts, cluster, "node1", "192.0.2.11")
+    assert answer["unknown"] == []
+    text = host_views.text(answer, "node1", "192.0.2.11")
+    assert "udp 0.0.0.0:8472" in text
+    assert text.count("8472") == 1
+
+
 def test_a_half_broken_host_is_explained_as_far_as_it_can_be_read() -> None:
     answer = explained(tables=[], links=[], unreadable=["packet filter: nft: there is no nft on this host"])
     text = host_views.text(answer, "node1", "192.0.2.11")
