@@ -408,6 +408,14 @@ def text_without_api(namespace: str, name: str, found: Sequence[Entry], host: Ho
     return "\n".join(lines)
 
 
+def short_text_without_api(namespace: str, name: str, found: Sequence[Entry], host: Host, facts: Facts) -> str:
+    """Return the same in a line, with what else could not be read."""
+    ends = {end for entry in found for fate in entry.fates.values() for end in fate.endpoints}
+    places = ", ".join(sorted(at(*end) for end in ends)) or "nobody"
+    lines = [f"{host.name}, by its rules alone: {namespace}/{name} has {number_of(len(found), 'way')} in, to {places}"]
+    return "\n".join(lines + [line for words in facts.unreadable for line in paragraph(words, first="? ")])
+
+
 def short_text(view: View, found: Sequence[Entry], host: Host, facts: Facts, wrong: Sequence[str]) -> str:
     """Return the same in a line when all is well, else with what is not."""
     if wrong or facts.unreadable:

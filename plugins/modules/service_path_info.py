@@ -239,7 +239,8 @@ def main() -> None:
     else:
         namespace, _, name = options["service"].partition("/")
         found, wrong = service_paths.entries_by_name(namespace, name, facts), []
-        text = service_paths.text_without_api(namespace, name, found, host, facts)
+        words = service_paths.text_without_api if options["whole"] else service_paths.short_text_without_api
+        text = words(namespace, name, found, host, facts)
     module.exit_json(
         changed=False,
         ways=[asdict(entry) for entry in found],

@@ -242,4 +242,6 @@ def test_without_the_api_the_rules_are_searched_by_name() -> None:
     assert [entry.title for entry in found] == ["cluster IP 10.96.196.49:80 tcp", "node port 192.0.2.11:30080 tcp"]
     assert "to one of 10.244.0.4:8080, 10.244.1.4:8080 by chance" in text
     assert "? the API: no answer" in text
+    short = service_paths.short_text_without_api("shop", "web", found, HOST, facts)
+    assert "shop/web has 2 ways in, to 10.244.0.4:8080, 10.244.1.4:8080" in short
     assert "No chain of kube-proxy" in service_paths.text_without_api("shop", "x", [], HOST, facts)
