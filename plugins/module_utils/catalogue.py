@@ -125,7 +125,7 @@ def resolve(catalogue: dict[str, Any], name: str, version: str, arch: str) -> Ar
         published=entry.get("published", ""),
         sha256=sha256,
         members_in=entry.get("members_in", ""),
-        members={"file": (name,), "image": (f"{name}.tar",)}.get(kind) or tuple(entry["members"]),
+        members=tuple(entry.get("members") or {"file": (name,), "image": (f"{name}.tar",)}[kind]),
         links=entry.get("links", ""),
         image=entry.get("image", {}),
         build=entry.get("build", {}),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import posixpath
 import re
 import shutil
@@ -109,8 +110,11 @@ def _told(url: str, error: Exception) -> DownloadError:
 def checksum_in(text: str, file: str) -> str | None:
     """Return the SHA-256 that a published file gives for file, or None.
 
-    Publishers serve either the bare sum or lines as sha256sum writes them, for one file or for all of a release.
+    Publishers serve either the bare sum or lines as sha256sum writes them, for one file or for all of a release. GitHub
+    tells the digest of each file of a release in what its API says of the release.
     """
+    if text.lstrip().startswith("{"):
+        return _digest_in_release(text, posixpath.basename(file))
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if len(lines) == 1 and len(lines[0]) == 1 and CHECKSUM.match(lines[0][0].lower()):
         return lines[0][0].lower()
@@ -122,6 +126,16 @@ def checksum_in(text: str, file: str) -> str | None:
         ):
             return words[0].lower()
     return None
+
+
+def _digest_in_release(text: str, name: str) -> str | None:
+    try:
+        assets = json.loads(text).get("assets", [])
+        digests = [str(asset.get("digest")) for asset in assets if asset.get("name") == name]
+    except (ValueError, AttributeError):
+        return None
+    algorithm, _, digest = "".join(digests[:1]).partition(":")
+    return digest if algorithm == "sha256" and CHECKSUM.match(digest) else None
 
 
 def hash_file(path: str) -> str:

@@ -171,7 +171,8 @@ def test_images_are_named_as_in_the_catalogue() -> None:
     """An archive is imported under the catalogue's reference; a role that named another one would ask a registry."""
     catalogue = loaded(ROOT / "data" / "catalogue.yml")["artifacts"]
     images = {entry["names"][0]: entry["image"]["reference"] for entry in catalogue if entry["kind"] == "image"}
-    archived = loaded(ROOT / "roles" / "container_runtime" / "vars" / "main.yml")["__container_runtime_archived_images"]
+    runtime = loaded(ROOT / "roles" / "container_runtime" / "vars" / "main.yml")
+    archived = runtime["__container_runtime_archived_images"] + runtime["__container_runtime_archived_ingress_images"]
     assert {image["name"] for image in archived} == set(images)
     defaults = {name: value for role in ROLES for name, value in defaults_of(role).items()}
     used = {value for name, value in defaults.items() if name.endswith("_image")}

@@ -324,13 +324,21 @@ class Builder:
         if not build.packages:
             return sources[0]
         go_mod = (sources[0] / "go.mod").read_text()
+        stubs: dict[str, dict[str, str]] = build.recipe.get("stubs", {})
         wrapper = recipes.wrapper_go_mod(
             go_mod,
             build.modules,
             build.module_version,
             build.recipe.get("replace_folders_by", ""),
             build.recipe.get("replace"),
+            stubs,
         )
+        for module, files in stubs.items():
+            stub = folder / recipes.stub_folder(module)
+            stub.mkdir(parents=True)
+            (stub / "go.mod").write_text(f"module {module}\n")
+            for name, text in files.items():
+                (stub / name).write_text(text)
         (folder / "go.mod").write_text(wrapper)
         (folder / "go.sum").write_text(recipes.merged_go_sum((source / "go.sum").read_text() for source in sources))
         self._go(
@@ -342,6 +350,10 @@ class Builder:
     def _compile(self, build: Build, source: Path) -> None:
         out = self._folder(build) / "out"
         out.mkdir()
+        if "join" in build.recipe:
+            joined = recipes.joined_yaml(path.read_bytes() for path in sorted(source.glob(build.recipe["join"])))
+            (out / build.artifacts[0].name).write_bytes(joined)
+            return
         if "c" in build.recipe:
             command = recipes.c_command(
                 build, str(source / build.recipe["c"]), str(out / build.artifacts[0].name), HOST_ARCH

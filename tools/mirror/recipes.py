@@ -85,11 +85,13 @@ def wrapper_go_mod(
     version: str,
     replace_folders_by: str = "",
     replace: Mapping[str, str] | None = None,
+    stubs: Iterable[str] = (),
 ) -> str:
     """Return the go.mod of an empty module that requires modules at version as their own repository would.
 
     go_mod is the text of the first module's go.mod. A replacement by a folder of that repository becomes one by the
-    version replace_folders_by, or is left out when that is empty, because the required versions are published.
+    version replace_folders_by, or is left out when that is empty, because the required versions are published. A module
+    of stubs, which is published nowhere, becomes its folder.
     replace: {module: version} of dependencies whose wanted version cannot be had.
     """
     replace = replace or {}
@@ -101,7 +103,9 @@ def wrapper_go_mod(
         old, new = (side.split() for side in directive.split("=>"))
         if old[0] in replace:
             continue
-        if not new[0].startswith("."):
+        if old[0] in stubs:
+            lines.append(f"replace {old[0]} => ./{stub_folder(old[0])}")
+        elif not new[0].startswith("."):
             lines.append(f"replace {' '.join(old)} => {' '.join(new)}")
         elif replace_folders_by:
             lines.append(f"replace {old[0]} => {old[0]} {replace_folders_by}")
@@ -113,9 +117,19 @@ def wrapper_go_mod(
     return "\n".join(lines) + "\n"
 
 
+def stub_folder(module: str) -> str:
+    """Return the folder, inside that of the build, of a module whose source is in the recipe."""
+    return f"stubs/{module}"
+
+
 def merged_go_sum(texts: Iterable[str]) -> str:
     """Return the lines of several go.sum files, each once."""
     return "".join(f"{line}\n" for line in sorted({line for text in texts for line in text.splitlines() if line}))
+
+
+def joined_yaml(documents: Iterable[bytes]) -> bytes:
+    """Return YAML files as one file of many documents."""
+    return b"".join(b"---\n" + document.rstrip() + b"\n" for document in documents)
 
 
 def go_arguments(recipe: dict[str, Any]) -> list[str]:

@@ -139,6 +139,15 @@ def test_folders_of_published_siblings_are_left_out() -> None:
     assert "require x/ctl v3.7.3" in text
 
 
+def test_a_sibling_that_nobody_publishes_becomes_a_folder_of_the_build() -> None:
+    text = recipes.wrapper_go_mod("go 1.26\nreplace x/ext => ./pkg/ext\n", ["x/server"], "v3.7.10", stubs=["x/ext"])
+    assert "replace x/ext => ./stubs/x/ext" in text
+
+
+def test_joined_files_are_one_file_of_many_documents() -> None:
+    assert recipes.joined_yaml([b"a: 1\n", b"b: 2\n\n"]) == b"---\na: 1\n---\nb: 2\n"
+
+
 def test_go_sums_are_merged_once_each() -> None:
     assert recipes.merged_go_sum(["b 1\na 1\n", "a 1\n\nc 1"]) == "a 1\nb 1\nc 1\n"
 

@@ -30,6 +30,8 @@ def test_the_default_release_has_the_versions_it_was_tested_with() -> None:
         "flannel": "0.28.9",
         "crictl": "1.36.0",
         "coredns": "1.14.7",
+        "traefik": "3.7.10",
+        "gateway-api": "1.6.1",
         "pause": "3.10.2",
         "agnhost": "2.66.1",
     }
