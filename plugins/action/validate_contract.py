@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.contract import 
     zone_warnings,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.versions import version_faults
+from ansible_collections.plainkube.cluster.plugins.plugin_utils.server_certificates import instance_faults
 
 ARGUMENTS = {"require_complete": {"type": "bool", "default": False}}
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "cluster"
@@ -68,6 +70,9 @@ class ActionModule(ActionBase):
         faults = unrendered + contract_faults(
             specification, Inventory(groups, hosts, set_names, playing), version_faults
         )
+        instances = "plainkube_ingress_instances"
+        if not any(fault.variable.startswith(instances) for fault in faults):
+            faults += instance_faults(own.get(instances) or [], datetime.now(timezone.utc))
         result["changed"] = False
         if faults:
             result.update(failed=True, msg=_message(faults))

@@ -98,8 +98,8 @@ def _short(text: str, at_most: int = 300) -> str:
 def get(url: str, definition: Definition) -> tuple[int, str]:
     """Return status and body of a GET, or of a POST of the definition's body, over TLS by its ca, certificate and key.
 
-    A server on loopback may show a certificate of its own making if the definition says insecure. host is the name to
-    ask for where it is not the URL's.
+    A server on this very host may show a certificate of its own making if the definition says insecure. host is the
+    name to ask for where it is not the URL's.
     Raises OSError, ValueError.
     """
     import http.client
@@ -121,8 +121,8 @@ def get(url: str, definition: Definition) -> tuple[int, str]:
         # From Python 3.13 on the default is stricter than the components that are checked here.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if definition.get("insecure"):
-            if parts.hostname not in LOOPBACK:
-                raise ValueError("insecure is for servers on loopback alone")
+            if parts.hostname not in (*LOOPBACK, definition.get("own_address")):
+                raise ValueError("insecure is for servers on this host alone")
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         if definition.get("certificate"):
@@ -306,6 +306,20 @@ def attempt_proxy_rules(definition: Definition) -> Result:
         f"{counts.rules - fixed} for {counts.ports} ports of Services"
     )
     return Result(fixed <= FIXED_RULES_AT_MOST, seen, expected)
+
+
+def attempt_http_all(definition: Definition) -> Result:
+    """Each of requests (url, status, and perhaps host) is answered as wanted; this host's servers need not be known."""
+    results: dict[str, Result] = {}
+
+    def ask(request: Definition) -> None:
+        results[request["url"]] = attempt_http({**definition, **request, "insecure": True})
+
+    in_parallel([partial(ask, request) for request in definition["requests"]])
+    failed = {url: result for url, result in results.items() if not result.ok}
+    seen = "; ".join(f"{url} {result.seen}" for url, result in failed.items())
+    expected = "; ".join(result.expected for result in (failed or results).values())
+    return Result(not failed, seen or f"{len(results)} answers as wanted", expected or "there is nothing to ask")
 
 
 # --- Processes, ports, files, commands --------------------------------------------------------------------------------
@@ -678,6 +692,7 @@ KINDS: dict[str, Kind] = {
     "not_applicable": Kind(attempt_not_applicable, frozenset({"why"})),
     "unfragmented": Kind(attempt_unfragmented, frozenset({"source", "host", "port"}), frozenset({"bytes"})),
     "proxy_rules": Kind(attempt_proxy_rules, frozenset()),
+    "http_all": Kind(attempt_http_all, frozenset({"requests"}), frozenset({"own_address"})),
     "unit": Kind(attempt_unit, frozenset({"name"})),
     "tcp": Kind(attempt_tcp, frozenset({"host", "port"})),
     "command": Kind(attempt_command, frozenset({"argv"}), frozenset({"contains"})),

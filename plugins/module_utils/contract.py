@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
-from ansible_collections.plainkube.cluster.plugins.module_utils import edge
+from ansible_collections.plainkube.cluster.plugins.module_utils import edge, ingress
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
 
 PREFIX = "plainkube_"
@@ -264,6 +264,7 @@ def contract_faults(
     faults += _dns_faults(hosts, shared)
     faults += _edge_faults(inventory, hosts, shared)
     faults += _bgp_faults(shared)
+    faults += _ingress_faults(inventory, shared)
     return [_without_secret(fault) for fault in faults]
 
 
@@ -363,6 +364,26 @@ def _bgp_faults(shared: Variables) -> Iterator[Fault]:
             f"a number, since plainkube_bgp_tunnel is {tunnel}",
             f"Take the MTU of the smallest link between nodes less {IPIP_OVERHEAD}: {1500 - IPIP_OVERHEAD} for most.",
         )
+
+
+def _ingress_faults(inventory: Inventory, shared: Variables) -> Iterator[Fault]:
+    variable = "plainkube_ingress_instances"
+    needed = (variable, "plainkube_ingress", "plainkube_ingress_default_class", "plainkube_ingress_group")
+    if any(name not in shared for name in needed):
+        return
+    hosts = _members(inventory, shared, "ingress")
+    taken = {**TAKEN_PORTS, **dict.fromkeys(NODE_PORTS, "node ports")}
+    if "plainkube_api_port" in shared:
+        taken[shared["plainkube_api_port"]] = "the API"
+    words = ingress.faults(
+        shared["plainkube_ingress"],
+        shared[variable],
+        shared["plainkube_ingress_default_class"],
+        hosts,
+        taken if hosts else {},
+    )
+    for part, *found_wanted_remedy in words:
+        yield Fault(INVENTORY, variable + part, *found_wanted_remedy)
 
 
 def zone_warnings(hosts: Mapping[str, Variables], etcd_members: Sequence[str]) -> list[str]:

@@ -38,6 +38,8 @@ options:
         sent from that pod's network with don't-fragment, is echoed by C(host) at UDP C(port)."
       - "C(proxy_rules): kube-proxy's nftables table has no more rules than Services explain. Says how many there are."
       - "C(not_applicable): there is nothing to prove; C(why)."
+      - "C(http_all): each of C(requests), with C(url) and perhaps C(status) and C(host), is answered as wanted;
+        C(own_address) is an address of this host, whose servers need no known certificate."
       - "C(unit): C(name) of a unit that is active."
       - "C(tcp): C(host), C(port)."
       - "C(command): C(argv) succeeds and prints C(contains)."

@@ -187,10 +187,10 @@ def test_silent_server_is_no_answer_in_time() -> None:
         assert attempt({"type": "http", "url": url, "timeout": 0.1}).seen == "no answer in time"
 
 
-def test_insecure_is_for_loopback_alone(serve: Serve, pki: Path) -> None:
+def test_insecure_is_for_this_host_alone(serve: Serve, pki: Path) -> None:
     foreign = {**tls(pki, ca="other-ca.crt"), "type": "http", "insecure": True}
     assert attempt({**foreign, "url": serve(tls=True)}).ok
-    assert "loopback alone" in attempt({**foreign, "url": "https://192.0.2.1/"}).seen
+    assert "this host alone" in attempt({**foreign, "url": "https://192.0.2.1/"}).seen
 
 
 def test_http_any(serve: Serve) -> None:
@@ -198,6 +198,36 @@ def test_http_any(serve: Serve) -> None:
     assert attempt({"type": "http_any", "urls": [bad, good]}).ok
     assert not attempt({"type": "http_any", "urls": [bad]}).ok
     assert attempt({"type": "http_any", "urls": []}).ok
+
+
+def test_http_all_wants_every_answer_and_names_those_that_are_wrong(serve: Serve) -> None:
+    good, found, bad = serve(200), serve(302), serve(404)
+    requests = [{"url": good}, {"url": found, "status": 302, "host": "ready.example.org"}]
+    assert attempt({"type": "http_all", "requests": requests}).ok
+    result = attempt({"type": "http_all", "requests": [*requests, {"url": bad}]})
+    assert not result.ok
+    assert result.seen.startswith(f"{bad} 404")
+    assert result.expected == f"{bad} answers 200"
+    assert attempt({"type": "http_all", "requests": []}).ok
+
+
+def test_another_name_than_the_url_s_can_be_asked_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked: list[bytes] = []
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            asked.append(connection.recv(4096))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/ready"
+        assert attempt({"type": "http", "url": url, "host": "ready.example.org"}).ok
+        thread.join()
+    assert asked[0].count(b"Host:") == 1
+    assert b"Host: ready.example.org" in asked[0]
 
 
 # --- tcp, file, command ---

@@ -1,0 +1,71 @@
+# Copyright: Plainkube contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Whether a certificate and its key, as files that a person keeps, can be shown to clients; for the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.plainkube.cluster.plugins.module_utils.certificates import moment
+from ansible_collections.plainkube.cluster.plugins.module_utils.contract import INVENTORY, Fault
+from ansible_collections.plainkube.cluster.plugins.plugin_utils.x509 import (
+    UNREADABLE,
+    common_name,
+    load_certificates,
+    public_digest,
+)
+from cryptography.hazmat.primitives import serialization
+
+# What was found, what was wanted, what to do.
+Words = tuple[str, str, str]
+
+
+def instance_faults(instances: Sequence[Mapping[str, Any]], now: datetime) -> list[Fault]:
+    """Return what is wrong with the default certificates of the ingress controller's instances."""
+    return [
+        Fault(INVENTORY, f"plainkube_ingress_instances[{number}].{key}", *words)
+        for number, instance in enumerate(instances)
+        if instance.get("certificate") and instance.get("certificate_key")
+        for key, words in pair_faults(instance["certificate"], instance["certificate_key"], now)
+    ]
+
+
+def pair_faults(certificate_path: str, key_path: str, now: datetime) -> Iterator[tuple[str, Words]]:
+    """Yield what is wrong with a certificate (its chain behind it) and its key, each with whose fault it is."""
+    try:
+        chain = load_certificates(Path(certificate_path).read_bytes())
+    except OSError as error:
+        yield "certificate", (f"{certificate_path}: {error.strerror}", "a file that can be read", "Correct the path.")
+        chain = None
+    if chain == []:
+        wanted = "PEM that begins with the server's certificate"
+        remedy = "Begin it with -----BEGIN CERTIFICATE-----; openssl x509 -inform der changes DER into PEM."
+        yield "certificate", (f"no certificate in {certificate_path}", wanted, remedy)
+    try:
+        key = serialization.load_pem_private_key(Path(key_path).read_bytes(), password=None)
+    except OSError as error:
+        yield "certificate_key", (f"{key_path}: {error.strerror}", "a file that can be read", "Correct the path.")
+        return
+    except UNREADABLE as error:
+        locked = isinstance(error, TypeError)
+        found = f"a key with a password in {key_path}" if locked else f"no private key in {key_path}"
+        remedy = "Take the password off: openssl pkey -in OLD -out NEW." if locked else "Name the file of the key."
+        yield "certificate_key", (found, "a private key as PEM without a password", remedy)
+        return
+    if not chain:
+        return
+    leaf = chain[0]
+    name = common_name(leaf.subject) or f"serial number {leaf.serial_number:x}"
+    if public_digest(leaf.public_key()) != public_digest(key.public_key()):  # type: ignore[arg-type]
+        found = f"{key_path}, which is not the key of {name} in {certificate_path}"
+        remedy = "Name the key that the certificate was made for; in a file of several the server's must come first."
+        yield "certificate_key", (found, "the key of the certificate", remedy)
+    if leaf.not_valid_after_utc <= now:
+        found = f"{name} in {certificate_path}, which expired on {moment(leaf.not_valid_after_utc)}"
+        yield "certificate", (found, "a certificate that is valid", "Renew it.")
+    if leaf.not_valid_before_utc > now:
+        found = f"{name} in {certificate_path}, which is valid from {moment(leaf.not_valid_before_utc)}"
+        yield "certificate", (found, "a certificate that is valid", "See whether the controller's clock is right.")
