@@ -127,6 +127,8 @@ def leftovers(
         if instance is None:
             found += [_object(kind, name + suffix, namespace) for kind, suffix in OBJECTS]
             found.append(_object("ClusterRoleBinding", role))
+        elif notes.get("plainkube.io/certificate") == "true" and not instance["certificate"]:
+            found.append(_object("Secret", f"{name}-certificate", namespace))
         if notes.get("plainkube.io/gateway") == "true":
             if instance is None or not instance["gateway"]:
                 found.append(_object("Gateway", name, namespace))

@@ -27,7 +27,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Make the mark known."""
     config.addinivalue_line(
-        "markers", "on(group): run on the hosts that are etcd, control_plane, workers, nodes or all"
+        "markers", "on(group): run on the hosts that are etcd, control_plane, workers, nodes, ingress or all"
     )
 
 

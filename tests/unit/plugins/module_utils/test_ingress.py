@@ -102,8 +102,14 @@ def test_a_default_class_that_no_instance_serves_is_refused() -> None:
     assert words({"name": "public"}, default_class="public") == []
 
 
-def found_class(name: str, namespaces: str = "", gateway: str = "true", instance: str = "") -> dict[str, Any]:
-    notes = {"plainkube.io/namespaces": namespaces, "plainkube.io/gateway": gateway}
+def found_class(
+    name: str, namespaces: str = "", gateway: str = "true", instance: str = "", certificate: str = "false"
+) -> dict[str, Any]:
+    notes = {
+        "plainkube.io/namespaces": namespaces,
+        "plainkube.io/gateway": gateway,
+        "plainkube.io/certificate": certificate,
+    }
     labels = {"app.kubernetes.io/instance": instance or name}
     return {"metadata": {"name": name, "labels": labels, "annotations": notes}}
 
@@ -142,6 +148,8 @@ RIGHT = "plainkube:ingress-traefik:new"
     ("before", "wanted", "objects"),
     [
         (found_class("old", instance="new"), {}, ["GatewayClass /old", "IngressClass /old"]),
+        (found_class("new", certificate="true"), {"certificate": "/c", "certificate_key": "/k"}, []),
+        (found_class("new", certificate="true"), {}, ["Secret plainkube-ingress/new-certificate"]),
         (found_class("new"), {"gateway": False}, ["Gateway plainkube-ingress/new", "GatewayClass /new"]),
         (found_class("new"), {"namespaces": ["x"]}, [f"ClusterRoleBinding /{RIGHT}:every-namespace"]),
         (found_class("new", "x y"), {"namespaces": ["x"]}, [f"RoleBinding y/{RIGHT}"]),
