@@ -37,36 +37,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_cluster imp
     safe_to_stop,
     stop_refusal,
 )
-
-
-def seen(number: int, healthy: bool = True, learner: bool = False, answers: bool = True, **status: Any) -> Seen:
-    """Return member number of a cluster whose first member leads, all of them equal."""
-    said = Status(
-        **{
-            "member_id": number,
-            "cluster_id": 7,
-            "version": "3.7.3",
-            "leader_id": 1,
-            "raft_term": 2,
-            "raft_index": 100,
-            "applied_index": 100,
-            "revision": 50,
-            "db_size": 1000,
-            "db_size_in_use": 600,
-            "learner": learner,
-            "alarms": (),
-            **status,
-        }
-    )
-    member = Member(number, f"m{number}", (f"http://p{number}",), (f"http://c{number}",), learner)
-    return Seen(
-        f"http://c{number}",
-        member,
-        said if answers else None,
-        healthy and answers,
-        "" if healthy and answers else "down",
-        Hash(99, 50, 10) if answers and not learner else None,
-    )
+from etcd_views import seen
 
 
 def cluster(total: int, down: int = 0, learners: int = 0) -> View:
