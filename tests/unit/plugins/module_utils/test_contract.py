@@ -504,3 +504,18 @@ def test_a_tunnel_of_kube_router_needs_a_chosen_mtu() -> None:
     assert "1480" in fault.remedy
     assert faults_of({**tunnel, "plainkube_pod_mtu": 1480}) == []
     assert faults_of({**tunnel, "plainkube_network": "bridge"}) == []
+
+
+def test_faults_of_ingress_instances_are_faults_of_the_contract() -> None:
+    instances = [{"name": "traefik", "ping_port": 6443}, {"name": "inside", "hosts": ["z"], "class": "traefik"}]
+    ingress = {"ingress": ["d"]}
+    found = [str(fault) for fault in faults_of({"plainkube_ingress_instances": instances}, groups=ingress)]
+    assert [fault.split(": ")[1] for fault in found] == [
+        "plainkube_ingress_instances[0].ping_port",
+        "plainkube_ingress_instances[1].hosts",
+        "plainkube_ingress_instances[1].class",
+    ]
+    assert faults_of({"plainkube_ingress_instances": [{"name": "traefik"}]}, groups=ingress) == []
+    # Names of nothing are said once, with the names that are read.
+    [fault] = faults_of({"plainkube_ingress_instances": [{"name": "traefik", "port": 80}]}, groups=ingress)
+    assert fault.variable == "plainkube_ingress_instances[0].port"
