@@ -15,7 +15,7 @@ version_added: 0.3.0
 author: Plainkube contributors (@plainkube)
 description:
   - Compares IngressClasses of this collection with the instances that the inventory wants.
-positional: instances, namespace
+positional: instances, namespace, controller
 options:
   _input:
     description: IngressClasses that the API has, of this collection and this controller.
@@ -31,6 +31,11 @@ options:
     description: Namespace that the instances are in.
     type: str
     required: true
+  controller:
+    description: Whose instances they are.
+    type: str
+    choices: [traefik, nginx]
+    default: traefik
 """
 
 EXAMPLES = r"""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+TRAEFIK, F5_NGINX = "traefik", "nginx"
 HTTP_PORT = 80
 HTTPS_PORT = 443
 PING_PORT = 8082
@@ -108,12 +109,13 @@ def _url(scheme: str, host: Host, port: int, path: str) -> str:
 
 
 def leftovers(
-    classes: Iterable[Mapping[str, Any]], instances: Sequence[Instance], namespace: str
+    classes: Iterable[Mapping[str, Any]], instances: Sequence[Instance], namespace: str, controller: str = TRAEFIK
 ) -> list[dict[str, Any]]:
-    """Return the objects that the API still has of Traefik's instances that are wanted no more, or not as they were.
+    """Return the objects that the API still has of instances that are wanted no more, or not as they were.
 
     classes: the IngressClasses of ours that the API has; their annotations tell what their instance was. They come
-    last, so that a removal that was cut off is gone on with. namespace: where the instances are.
+    last, so that a removal that was cut off is gone on with. namespace: where the instances are. controller: whose
+    they are.
     """
     wanted = {instance["name"]: instance for instance in instances}
     found: list[dict[str, Any]] = []
@@ -123,9 +125,9 @@ def leftovers(
         notes = metadata.get("annotations") or {}
         watched = notes.get("plainkube.io/namespaces", "").split()
         instance = wanted.get(name)
-        role = f"plainkube:ingress-traefik:{name}"
+        role = f"plainkube:ingress-{controller}:{name}"
         if instance is None:
-            found += [_object(kind, name + suffix, namespace) for kind, suffix in OBJECTS]
+            found += [_object(kind, name + suffix, namespace) for kind, suffix in OBJECTS[controller]]
             found.append(_object("ClusterRoleBinding", role))
         elif notes.get("plainkube.io/certificate") == "true" and not instance["certificate"]:
             found.append(_object("Secret", f"{name}-certificate", namespace))
@@ -137,7 +139,8 @@ def leftovers(
         if not watched and (instance is None or instance["namespaces"]):
             found.append(_object("ClusterRoleBinding", f"{role}:every-namespace"))
         kept = {*instance["namespaces"], *([namespace] if instance["namespaces"] else [])} if instance else set()
-        bound = [*watched, namespace] if watched else []
+        # F5's has a role of its own there.
+        bound = [*watched, *([namespace] if controller == TRAEFIK else [])] if watched else []
         found += [_object("RoleBinding", role, place) for place in bound if place not in kept]
         if instance is None or instance["class"] != ingress_class:
             found.append(_object("IngressClass", ingress_class))
@@ -145,15 +148,26 @@ def leftovers(
 
 
 # What an instance has in the namespace of all instances, with what follows its name; what is running goes first.
-OBJECTS = (
-    ("DaemonSet", ""),
-    ("Ingress", "-ready"),
-    ("PodDisruptionBudget", ""),
-    ("Service", ""),
-    ("ConfigMap", ""),
-    ("Secret", "-certificate"),
-    ("ServiceAccount", ""),
-)
+OBJECTS = {
+    TRAEFIK: (
+        ("DaemonSet", ""),
+        ("Ingress", "-ready"),
+        ("PodDisruptionBudget", ""),
+        ("Service", ""),
+        ("ConfigMap", ""),
+        ("Secret", "-certificate"),
+        ("ServiceAccount", ""),
+    ),
+    F5_NGINX: (
+        ("DaemonSet", ""),
+        ("PodDisruptionBudget", ""),
+        ("ConfigMap", ""),
+        ("Secret", "-certificate"),
+        ("Lease", "-leader"),
+        ("RoleBinding", ""),
+        ("ServiceAccount", ""),
+    ),
+}
 API_VERSIONS = {
     "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
     "ConfigMap": "v1",
@@ -162,6 +176,7 @@ API_VERSIONS = {
     "GatewayClass": "gateway.networking.k8s.io/v1",
     "Ingress": "networking.k8s.io/v1",
     "IngressClass": "networking.k8s.io/v1",
+    "Lease": "coordination.k8s.io/v1",
     "PodDisruptionBudget": "policy/v1",
     "RoleBinding": "rbac.authorization.k8s.io/v1",
     "Secret": "v1",

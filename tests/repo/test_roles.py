@@ -167,6 +167,10 @@ def test_preflight_asks_for_what_the_roles_install(kind: str) -> None:
     assert sorted(artifact["name"] for artifact in asked) == sorted(installed)
 
 
+# Nothing builds it, so that there is no archive.
+FROM_A_REGISTRY = {"ingress_nginx_image"}
+
+
 def test_images_are_named_as_in_the_catalogue() -> None:
     """An archive is imported under the catalogue's reference; a role that named another one would ask a registry."""
     catalogue = loaded(ROOT / "data" / "catalogue.yml")["artifacts"]
@@ -175,7 +179,7 @@ def test_images_are_named_as_in_the_catalogue() -> None:
     archived = runtime["__container_runtime_archived_images"] + runtime["__container_runtime_archived_ingress_images"]
     assert {image["name"] for image in archived} == set(images)
     defaults = {name: value for role in ROLES for name, value in defaults_of(role).items()}
-    used = {value for name, value in defaults.items() if name.endswith("_image")}
+    used = {value for name, value in defaults.items() if name.endswith("_image") and name not in FROM_A_REGISTRY}
     assert used == {
         reference.replace("{version}", "{{ cluster_versions." + name + " }}") for name, reference in images.items()
     }

@@ -141,6 +141,14 @@ def test_an_instance_that_is_wanted_no_more_goes_with_all_its_rights_and_its_cla
     assert not [item for item in left(found_class("old", gateway="false")) if "Gateway" in item]
 
 
+def test_an_instance_of_f5_goes_with_what_it_has_and_traefik_has_not() -> None:
+    found = ingress.leftovers([found_class("old", "x", gateway="false")], [], "plainkube-ingress", "nginx")
+    objects = [f"{item['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}" for item in found]
+    assert {"Lease plainkube-ingress/old-leader", "RoleBinding x/plainkube:ingress-nginx:old"} <= {*objects}
+    assert not [item for item in objects if "-ready" in item or "traefik" in item]
+    assert objects[-1] == "IngressClass /old"
+
+
 RIGHT = "plainkube:ingress-traefik:new"
 
 

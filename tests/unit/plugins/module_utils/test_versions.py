@@ -34,6 +34,7 @@ def test_the_default_release_has_the_versions_it_was_tested_with() -> None:
         "gateway-api": "1.6.1",
         "pause": "3.10.2",
         "agnhost": "2.66.1",
+        "nginx-ingress": "5.5.4",
     }
 
 
