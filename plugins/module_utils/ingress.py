@@ -45,6 +45,7 @@ def with_defaults(controller: str, instances: Sequence[Instance]) -> list[dict[s
             "trusted_proxies": [],
             "proxy_protocol": [],
             "gateway": True,
+            "ingress_nginx": False,
             "status_address": "",
             **instance,
         }
@@ -210,6 +211,7 @@ def faults(
         yield from _name_words(path, instance)
         yield from _host_words(path, instance, ingress_hosts)
         yield from _port_words(path, instance, taken_ports)
+        yield from _move_words(path, controller, instance)
         yield from _range_words(path, instance)
         for key in ("certificate", "certificate_key"):
             if instance[key] and not instance[key].startswith("/"):
@@ -254,6 +256,16 @@ def _host_words(path: str, instance: Instance, ingress_hosts: Sequence[str]) -> 
     if unknown:
         wanted = f"hosts of the ingress group: {', '.join(sorted(ingress_hosts)) or 'it has none'}"
         yield f"{path}.hosts", ", ".join(unknown), wanted, "Correct the names, or put the hosts into the group."
+
+
+def _move_words(path: str, controller: str, instance: Instance) -> Iterator[Words]:
+    if instance["ingress_nginx"] and controller != TRAEFIK:
+        wanted = "false, or plainkube_ingress: traefik"
+        yield f"{path}.ingress_nginx", "true", wanted, "Only Traefik reads the annotations of ingress-nginx."
+    elif instance["ingress_nginx"] and len(instance["namespaces"]) > 1:
+        found = f"true with the namespaces {', '.join(instance['namespaces'])}"
+        wanted = "all namespaces, or one"
+        yield f"{path}.ingress_nginx", found, wanted, "Traefik's provider watches no list: make an instance for each."
 
 
 def _port_words(path: str, instance: Instance, taken_ports: Mapping[int, str]) -> Iterator[Words]:

@@ -71,6 +71,10 @@ def test_each_host_is_asked_for_its_own_instances() -> None:
         ([{"name": "a", "status_address": "lb.example.org"}], ["[0].status_address"]),
         ([{"name": "a", "certificate": "/c.pem"}], ["[0].certificate_key only certificate"]),
         ([{"name": "a", "certificate": "c", "certificate_key": "/k"}], ["[0].certificate"]),
+        (
+            [{"name": "a", "ingress_nginx": True, "namespaces": ["x", "y"]}],
+            ["[0].ingress_nginx true with the namespaces x, y all namespaces, or one"],
+        ),
         ([{"name": "a"}, {"name": "a", "class": "b"}], ['[1].name "a" twice']),
         (
             [{"name": "a"}, {"name": "b", "class": "a", "http_port": 81, "https_port": 82, "ping_port": 83}],
@@ -88,6 +92,13 @@ def test_each_fault_is_said(instances: list[dict[str, Any]], said: list[str]) ->
     assert len(found) == len(said), found
     for fault, part in zip(found, said):
         assert fault.startswith(part)
+
+
+def test_only_traefik_reads_the_annotations_of_ingress_nginx() -> None:
+    instance = {"name": "a", "ingress_nginx": True, "namespaces": ["x"]}
+    assert words(instance) == []
+    [fault] = ingress.faults("nginx", [instance], "", ["a", "b"], {})
+    assert fault[0] == "[0].ingress_nginx"
 
 
 def test_instances_on_different_hosts_or_ports_are_sound() -> None:
