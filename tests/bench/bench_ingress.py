@@ -117,8 +117,8 @@ def measure_backend(cluster: Cluster, authority: Authority) -> dict[str, Any]:
 
 
 def measure_roll(cluster: Cluster, authority: Authority) -> dict[str, Any]:
-    """Replace Traefik itself behind the edge. Websockets leave by themselves here: a roll-out waits for them."""
-    with load(cluster.edge_targets, authority.file, "--slow-seconds=20", "--websocket-seconds=20") as run:
+    """Replace Traefik itself behind the edge. Streams leave by themselves here, since a roll-out waits for them."""
+    with load(cluster.edge_targets, authority.file, "--slow-seconds=20", "--stream-seconds=20") as run:
         time.sleep(STEADY_SECONDS)
         run.phase("Traefik rolled")
         cluster.roll_ingress()

@@ -46,7 +46,8 @@ def describe(inventory: Path, ansible_playbook: Path) -> Object:
 class Cluster:
     """The ingress of a running cluster, with a backend of its own behind it."""
 
-    pause = 0.3
+    # Slow enough that changes are made for as long as the slow transfers last.
+    pause = 1.0
 
     def __init__(self, title: str, description: Object, pre_stop: bool = True) -> None:
         self.title = title
@@ -76,11 +77,14 @@ class Cluster:
 
     def end(self) -> None:
         """Remove everything again, pods that still wait for their connections too."""
-        for pod in self._pods():
-            self.api.ask("delete", RESOURCES["Pod"].path(NAMESPACE, pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
         self.api.delete(self._thing("v1", "Namespace", NAMESPACE))
-        path = RESOURCES["Namespace"].path("", NAMESPACE)
-        wait_until("the namespace is gone", lambda: self.api.get(path) is None)
+        wait_until("the namespace is gone", self._is_gone)
+
+    def _is_gone(self) -> bool:
+        for pod in self.api.list(RESOURCES["Pod"].path(NAMESPACE)):
+            path = RESOURCES["Pod"].path(NAMESPACE, pod["metadata"]["name"])
+            self.api.ask("delete", path, {"gracePeriodSeconds": 0})
+        return self.api.get(RESOURCES["Namespace"].path("", NAMESPACE)) is None
 
     # changes
 
@@ -181,9 +185,6 @@ class Cluster:
             "containers": [container],
             "volumes": [{"name": "code", "configMap": {"name": "code"}}, *volumes],
         }
-
-    def _pods(self) -> list[Object]:
-        return [*self.api.list(RESOURCES["Pod"].path(NAMESPACE))]
 
     def _is_deployed(self, count: int) -> bool:
         found = self.api.get(RESOURCES["Deployment"].path(NAMESPACE, "backend")) or {}

@@ -40,7 +40,7 @@ class Settings:
     shortest_pause: float = 0.02
     longest_pause: float = 0.05
     patience: float = 10
-    websocket_seconds: float = 0
+    stream_seconds: float = 0
     most_requests: int = 500_000
 
 
@@ -187,6 +187,11 @@ class Load:
                 if connection:
                     connection.close()
 
+    def _lasts(self, connection: Connection) -> bool:
+        """Return whether a stream stays: until the end, or as long as streams are to last."""
+        lifetime = self.settings.stream_seconds
+        return not self.stopping.is_set() and not (lifetime and time.monotonic() - connection.opened > lifetime)
+
     async def _beat(self, connection: Connection) -> None:
         """Be a websocket: say something each second and hear it again. Raises Lost."""
         key = websocket.new_key()
@@ -196,8 +201,7 @@ class Load:
         if head.status != 101 or head.headers.get("sec-websocket-accept") != websocket.accept_of(key):
             raise Lost(f"handshake: status {head.status}")
         number = 0
-        lifetime = self.settings.websocket_seconds
-        while not self.stopping.is_set() and not (lifetime and time.monotonic() - connection.opened > lifetime):
+        while self._lasts(connection):
             number += 1
             await self._exchange(connection, websocket.Frame(websocket.TEXT, f"beat {number}".encode()))
             await self._pause(BEAT_SECONDS)
@@ -226,7 +230,7 @@ class Load:
         head = await self._in_time(connection.head(), "no answer")
         if head.status != 200:
             raise Lost(f"status {head.status}")
-        while not self.stopping.is_set():
+        while self._lasts(connection):
             try:
                 line = await self._in_time(connection.reader.readline(), "no event in time")
             except OSError as error:

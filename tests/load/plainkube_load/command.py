@@ -41,7 +41,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{field}", type=int, default=getattr(usual, field), metavar="COUNT", help=text)
     parser.add_argument("--slow-seconds", type=float, default=0, help="length of one upload and one answer; 0: none")
-    parser.add_argument("--websocket-seconds", type=float, default=0, help="websockets leave by themselves after this")
+    parser.add_argument(
+        "--stream-seconds", type=float, default=0, help="streams leave by themselves after this; 0: at the end"
+    )
     parser.add_argument("--seconds", type=float, default=30, help="length of the run (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=usual.most_requests, help="the run ends after so many")
     parser.add_argument(
@@ -69,7 +71,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         slow_seconds=options.slow_seconds,
         shortest_pause=float(shortest) / 1000,
         longest_pause=float(longest or shortest) / 1000,
-        websocket_seconds=options.websocket_seconds,
+        stream_seconds=options.stream_seconds,
         most_requests=options.requests,
     )
 
