@@ -176,6 +176,10 @@ def cluster(api_server: ApiServer, tmp_path: Path) -> Iterator[Cluster]:
         made.close()
 
 
+def changes_nothing(output: str) -> None:
+    assert "changed=0" in output, output
+
+
 def flags(spec: Object) -> dict[str, str]:
     arguments = spec["template"]["spec"]["containers"][0]["args"]
     return dict(argument.lstrip("-").split("=", 1) for argument in arguments)
@@ -210,11 +214,11 @@ def test_an_instance_as_the_api_keeps_it_and_a_second_run_changes_nothing(cluste
     assert config["worker-shutdown-timeout"] == "1h"
     assert "keepalive_min_timeout 75s;" in config["http-snippets"]
     line = config["log-format"].replace("\n", "")
-    assert json.loads(line)["request_id"] == "$plainkube_request_id"
+    assert json.loads(line)["request_id"] == "$request_identity"
     budget = cluster.get(f"/apis/policy/v1{IN_NAMESPACE}/poddisruptionbudgets/nginx")["spec"]
     assert budget["maxUnavailable"] == 1
     assert budget["selector"] == spec["selector"]
-    assert "changed=0" in cluster.run(instance())
+    changes_nothing(cluster.run(instance()))
 
 
 def test_every_input_of_an_instance_arrives(cluster: Cluster, tmp_path: Path) -> None:
@@ -267,7 +271,7 @@ def test_check_mode_writes_nothing_and_needs_nothing_to_be_there(cluster: Cluste
     assert cluster.names("/apis/networking.k8s.io/v1/ingressclasses") == []
     assert cluster.api.get("/api/v1/namespaces/not-there-yet") is None
     cluster.run(wanted)
-    assert "changed=0" in cluster.run(wanted, check=True)
+    changes_nothing(cluster.run(wanted, check=True))
 
 
 def test_labels_of_a_namespace_that_it_serves_are_somebody_else_s(cluster: Cluster) -> None:
@@ -307,7 +311,7 @@ def test_an_instance_that_is_wanted_no_more_leaves_nothing(cluster: Cluster) -> 
     ):
         assert cluster.names(path) == [], path
     assert cluster.api.get("/apis/rbac.authorization.k8s.io/v1/clusterroles/plainkube:ingress-nginx") is None
-    assert "changed=0" in cluster.run()
+    changes_nothing(cluster.run())
 
 
 def test_f5_s_own_kinds_are_defined_when_they_are_to_be_served(cluster: Cluster) -> None:
@@ -316,7 +320,7 @@ def test_f5_s_own_kinds_are_defined_when_they_are_to_be_served(cluster: Cluster)
     cluster.run(instance(), ingress_nginx_custom_resources=True)
     assert cluster.get(DEFINITIONS)["spec"]["group"] == "k8s.nginx.org"
     assert flags(cluster.daemon_set())["enable-custom-resources"] == "true"
-    assert "changed=0" in cluster.run(instance(), ingress_nginx_custom_resources=True)
+    changes_nothing(cluster.run(instance(), ingress_nginx_custom_resources=True))
     cluster.api.ask("delete", DEFINITIONS, {})
 
 
