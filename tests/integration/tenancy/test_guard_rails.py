@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api import RESOURCES, Forbidden, path_of
-from api_servers import ApiServer
+from api_servers import ApiServer, FaultProxy
 from audit_examples import ROOT, examples, shipped_rules, whole
-from module_runs import Answer, run_module
+from module_runs import Answer, module_process, run_module
 
 GUARDED = [rule["id"] for rule in shipped_rules() if rule.get("guard")]
 # Seconds until an API server has heard of a new policy.
@@ -216,6 +216,42 @@ def test_guards_of_others_are_left_alone(api_server: ApiServer) -> None:
         assert run(api_server, state="absent").result["removed"] == []
     finally:
         api_server.kubectl("delete", "validatingadmissionpolicy", "plainkube-of-somebody")
+
+
+# --- An API that answers badly, and runs that are cut off -------------------------------------------------------------
+
+
+@pytest.fixture
+def no_rails(api_server: ApiServer) -> Iterator[ApiServer]:
+    """A server without guard rails, before and after."""
+    run(api_server, state="absent")
+    yield api_server
+    run(api_server, state="absent")
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "break", "half"])
+def test_an_api_that_fails_now_and_then_is_no_matter(no_rails: ApiServer, fault_proxy: FaultProxy, fault: str) -> None:
+    fault_proxy.misbehave = lambda number, _method, _path: fault if number % 3 == 1 else None
+    answer = run_module("guard_rails", {"kubeconfig": str(fault_proxy.kubeconfig), "shipped_rules": shipped_rules()})
+    assert answer.code == 0, answer.message
+    assert fault_proxy.faults > len(GUARDED)
+    assert run(no_rails).result["unchanged"] == len(GUARDED) * 4
+
+
+def test_a_run_killed_between_two_writes_is_finished_by_the_next(no_rails: ApiServer, fault_proxy: FaultProxy) -> None:
+    for state, left in (("present", len(GUARDED) * 4), ("absent", 0)):
+        arguments = {"kubeconfig": str(fault_proxy.kubeconfig), "shipped_rules": shipped_rules(), "state": state}
+        begun = len(fault_proxy.writes())
+        process = module_process("guard_rails", arguments)
+        deadline = time.monotonic() + PATIENCE
+        while len(fault_proxy.writes()) - begun < 5:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+        assert run(no_rails, state=state).result["changed"], "nothing was left to do: it was not killed half-way"
+        again = run(no_rails, state=state).result
+        assert (again["changed"], again["unchanged"]) == (False, left)
 
 
 def test_the_playbook_changes_nothing_the_second_time(api_server: ApiServer) -> None:
