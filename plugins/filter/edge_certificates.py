@@ -18,12 +18,18 @@ author: Plainkube contributors (@plainkube)
 description:
   - Reads certificates and their keys on the controller, says what is wrong with them, and makes of each pair one file
     as haproxy wants it.
+positional: there
 options:
   _input:
     description: The services, as P(plainkube.cluster.edge_services#filter) returns them.
     type: list
     elements: dict
     required: true
+  there:
+    description: Paths of the files that are on the host. Those that no service has any more are to go.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -35,20 +41,23 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - C(files) are items of M(plainkube.cluster.files), secret ones; C(faults) is a sentence for each certificate that
-      cannot be used.
+    - C(files) are items of M(plainkube.cluster.files), secret ones and those that are to go.
+    - C(faults) is a sentence for each certificate that cannot be used.
   type: dict
 """
 
 
-def edge_certificates(services: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def edge_certificates(services: Sequence[Mapping[str, Any]], there: Sequence[str] = ()) -> dict[str, Any]:
     now = datetime.now(timezone.utc)
-    files, faults = [], []
+    files: list[dict[str, Any]] = []
+    faults: list[str] = []
     for service in services:
         for pair in service["certificates"]:
             text, found = read_pair(pair["certificate"], pair["key"], now)
             faults += [f"service {service['name']}: {words}" for words in found]
             files.append({"path": pair["path"], "content": text, "mode": "0600", "secret": True})
+    wanted = {item["path"] for item in files}
+    files += [{"path": path, "state": "absent"} for path in sorted(there) if path not in wanted]
     return {"files": files, "faults": faults}
 
 

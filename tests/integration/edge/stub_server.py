@@ -49,7 +49,7 @@ class Stub:
                 writer.write(line)
             return False
         status = "503 Not Ready" if path == "/readyz" and not self.ready else "200 OK"
-        shown = "".join(f"{name}: {fields[name]}\n" for name in sorted(fields) if name.startswith("x-forwarded"))
+        shown = "".join(f"{name}: {fields[name]}\n" for name in sorted(fields) if name.startswith("x-"))
         answer = f"{self.name}\n{shown if path == '/headers' else body.decode()}".encode()
         writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(answer)}\r\n\r\n".encode() + answer)
         await writer.drain()

@@ -88,7 +88,7 @@ def test_tls_ends_at_the_edge(made: Any, tmp_path: Path, identities: Identities)
         )
         edge.start()
         context = ssl.create_default_context(cafile=str(identities.ca))
-        forwarded = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Port": "8443"}
+        forwarded = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Port": "8443", "X-Request-Id": "mine"}
         request = urllib.request.Request(f"https://127.0.0.1:{edge.port}/headers", headers=forwarded)
         with urllib.request.urlopen(request, timeout=5, context=context) as answer:
             said = answer.read().decode()
@@ -96,6 +96,7 @@ def test_tls_ends_at_the_edge(made: Any, tmp_path: Path, identities: Identities)
         assert said.startswith("plain\n")
         assert "x-forwarded-for: 203.0.113.9, 127.0.0.1\n" in said
         assert "x-forwarded-port: 8443\n" in said
+        assert "x-request-id: mine\n" in said
         # And it says what that one left out.
         assert "x-forwarded-proto: https\n" in said
     finally:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import urllib.request
 from collections.abc import Iterator
@@ -178,6 +179,7 @@ def test_clients_are_made_known_to_backends_and_believed_nothing(shop: Shop) -> 
     assert "x-forwarded-for: 127.0.0.1\n" in said
     assert "x-forwarded-proto: http\n" in said
     assert "203.0.113.9" not in said
+    assert re.search(r"^x-request-id: [0-9a-f-]{36}$", said, re.MULTILINE)
     with urllib.request.urlopen(f"http://127.0.0.1:{shop.edge.metrics_port}/metrics", timeout=5) as answer:
         assert b'haproxy_server_status{proxy="web",server="slot1",state="UP"} 1' in answer.read()
 

@@ -58,6 +58,11 @@ def test_a_certificate_that_cannot_be_used_is_said(shown: bytes, key: bytes, wor
         assert text.encode() == shown + key
 
 
+def test_keys_that_nobody_uses_any_more_go() -> None:
+    there = ["/etc/haproxy/certificates/old-1.pem"]
+    assert edge_certificates([], there)["files"] == [{"path": there[0], "state": "absent"}]
+
+
 def test_files_that_are_missing_are_named_all_at_once(tmp_path: Path) -> None:
     service = {
         "name": "web",
