@@ -35,7 +35,7 @@ MANY = 3
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain of the packet filter: where its rules jump to, an empty word for those that do not."""
+    """A chain of the packet filter. targets: for each rule the chain that it jumps to, @ and its interface, or ""."""
 
     name: str
     targets: Sequence[str] = ()
@@ -70,6 +70,7 @@ class Facts:
     tables: Sequence[FilterTable] = ()
     mounts: Sequence[str] = ()
     certificates: Mapping[str, float] = field(default_factory=dict)
+    old_tables: Sequence[str] = ()
     unreadable: Sequence[str] = ()
 
 
@@ -207,8 +208,11 @@ def routes(facts: Facts, cluster: Mapping[str, Any]) -> list[dict[str, Any]]:
     for route in facts.routes:
         if route.get("table") == "local" or route["dst"].startswith(("fe80:", "ff00:")):
             continue
-        gateway, protocol = route.get("gateway", ""), str(route.get("protocol", ""))
+        # ip does not show the protocol of those that say nothing about it, such as flannel's.
+        gateway, protocol = route.get("gateway", ""), str(route.get("protocol", "boot"))
         writer = purposes.ROUTE_PROTOCOLS.get(protocol)
+        if protocol == "boot" and gateway in nodes and cluster.get("network") == "flannel":
+            writer = "flanneld"
         what_for = f"by {writer}" if writer else SOMEBODY_ELSE
         if gateway in nodes and route["dst"] != "default":
             what_for = f"pods of {nodes[gateway]}, {what_for}"
@@ -399,6 +403,8 @@ def _unknown(answer: Mapping[str, Any], facts: Facts) -> Iterable[str]:
             yield f"table {table['family']} {table['name']}: {number_of(table['rules'], 'rule')}"
         else:
             yield from (f"table {table['family']} {table['name']}: {words}" for words in table["unknown"])
+    if facts.old_tables:
+        yield f"tables of iptables' older interface, which iptables-legacy-save shows: {', '.join(facts.old_tables)}"
     yield from (f"mount {mount['point']}" for mount in answer["mounts"] if not mount["known"])
     if facts.other_services:
         yield f"services: {', '.join(name.removesuffix('.service') for name in facts.other_services)}"

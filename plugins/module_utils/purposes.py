@@ -180,6 +180,8 @@ CHAINS: dict[str, tuple[str, str]] = {
     "KUBE-FIREWALL": ("kubelet", "drops packets from outside to addresses of loopback"),
     "KUBE-MARK-": ("kubelet", "marks of old, unused with nftables"),
     "KUBE-POSTROUTING": ("kubelet", "marks of old, unused with nftables"),
+    # A rule for an interface instead of one that leads to a chain.
+    "@kube-bridge": ("kube-router", "lets pods' packets pass"),
     "CNI-": ("containerd (CNI plugins)", "host ports of pods"),
 }
 # Chains that iptables makes by itself.

@@ -148,11 +148,17 @@ def filter_tables() -> list[host_views.FilterTable]:
 
 
 def target_of(rule: dict[str, Any]) -> str:
-    """Return the chain that a rule leads to, empty when it leads to none."""
+    """Return the chain that a rule leads to, else @ and the interface that it is for, else nothing."""
     targets = (
         value for statement in rule.get("expr", ()) for kind, value in statement.items() if kind in ("jump", "goto")
     )
-    return next((str(value["target"]) for value in targets), "")
+    matches = (statement["match"] for statement in rule.get("expr", ()) if "match" in statement)
+    interfaces = (
+        f"@{match['right']}"
+        for match in matches
+        if isinstance(match["left"], dict) and match["left"].get("meta", {}).get("key") in ("iifname", "oifname")
+    )
+    return next((str(value["target"]) for value in targets), next(interfaces, ""))
 
 
 def certificates() -> dict[str, float]:
@@ -192,7 +198,7 @@ def look() -> host_views.Facts:
             unreadable.append(f"{what}: {error}")
             return otherwise
 
-    found = host_views.Facts(
+    return host_views.Facts(
         now=time.time(),
         units=tried("units", units, {}),
         other_services=tried("services", other_services, []),
@@ -205,12 +211,9 @@ def look() -> host_views.Facts:
         tables=tried("packet filter", filter_tables, []),
         mounts=tried("mounts", mounts, []),
         certificates=tried("certificates", certificates, {}),
+        old_tables=old_tables(),
         unreadable=unreadable,
     )
-    old = old_tables()
-    if old:
-        unreadable.append(f"tables {', '.join(old)} of iptables' older interface: iptables-legacy-save shows them")
-    return found
 
 
 def main() -> None:

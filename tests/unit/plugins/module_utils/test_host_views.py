@@ -151,6 +151,7 @@ def test_what_is_wrong_is_said(changes: dict[str, Any], says: str) -> None:
             {"tables": [FilterTable("ip", "filter", [*FILTER.chains, Chain("FORWARD", ["", "KUBE-ROUTER-FORWARD"])])]},
             "table ip filter: 1 rule of chain FORWARD",
         ),
+        ({"old_tables": ["nat"]}, "iptables-legacy-save shows: nat"),
         ({"mounts": ["/mnt/nfs"]}, "mount /mnt/nfs"),
         ({"other_services": ["ssh.service", "cron.service"]}, "services: ssh, cron"),
     ],
@@ -169,6 +170,18 @@ def test_a_tunnel_s_port_is_the_kernel_s_own() -> None:
     text = host_views.text(answer, "node1", "192.0.2.11")
     assert "udp 0.0.0.0:8472" in text
     assert text.count("8472") == 1
+
+
+def test_plain_routes_of_flannel_are_its_own() -> None:
+    route = {"dst": "10.244.0.0/24", "gateway": "192.0.2.12", "dev": "eth0", "flags": []}
+    (found,) = host_views.routes(Facts(routes=[route]), {**CLUSTER, "network": "flannel"})
+    assert found["what_for"] == "pods of node2, by flanneld"
+
+
+def test_rules_of_kube_router_for_its_bridge_are_its_own() -> None:
+    chains = [Chain("FORWARD", ["KUBE-ROUTER-FORWARD", "@kube-bridge"]), Chain("KUBE-ROUTER-FORWARD", [""])]
+    assert explained(tables=[FilterTable("ip", "filter", chains)])["unknown"] == []
+    assert explained(tables=[FilterTable("ip", "filter", [*chains, Chain("INPUT", ["@docker0"])])])["unknown"] != []
 
 
 def test_a_half_broken_host_is_explained_as_far_as_it_can_be_read() -> None:

@@ -119,6 +119,15 @@ def test_tables_of_nftables_are_sorted_and_those_of_kube_proxy_counted(programs:
     assert tables["filter"].counts is None
 
 
+def test_a_rule_for_an_interface_is_known_by_it() -> None:
+    # As iptables-nft writes it.
+    match = {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": "kube-bridge"}}
+    comment = {"xt": {"type": "match", "name": "comment"}}
+    assert host_info.target_of({"expr": [match, comment, {"accept": None}]}) == "@kube-bridge"
+    assert host_info.target_of({"expr": [match, {"jump": {"target": "KUBE-ROUTER-FORWARD"}}]}) == "KUBE-ROUTER-FORWARD"
+    assert host_info.target_of({"expr": [{"accept": None}]}) == ""
+
+
 def test_the_end_of_a_certificate_is_a_time() -> None:
     assert host_info.end_of("notAfter=Nov 21 20:52:11 2027 GMT\n") == 1826830331.0
     with pytest.raises(host_reading.ReadError, match="openssl says"):
