@@ -25,12 +25,11 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 SLOW_SECONDS = 90
 SAMPLES = 12
-SERVICES = [{"name": "web", "kind": "http", "port": 80}, {"name": "web-bytes", "kind": "tcp", "port": 443}]
 sys.path[:0] = [str(CHECKOUT / path) for path in ("collections", "tests/bench", "tools")]
 
 from bench import BIN, fresh_lab, play, write_inventory  # noqa: E402
 from ingress_changes import STEADY_SECONDS, Authority, change_backend, change_everything, load  # noqa: E402
-from ingress_cluster import Cluster, describe  # noqa: E402
+from ingress_cluster import SECURE_EDGE_PORT, Cluster, describe  # noqa: E402
 from ingress_processes import Haproxy, HaproxyRuntime, Nginx, Proxy, program  # noqa: E402
 
 Make = Callable[[str, Path, tuple[bytes, bytes]], Proxy]
@@ -64,9 +63,19 @@ def compare(key: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def cluster_of_the_bench() -> Iterator[Path]:
+def cluster_of_the_bench(folder: Path, authority: Authority) -> Iterator[Path]:
     """Have a lab of two ingress hosts behind one edge host, with a cluster on it; yield its inventory."""
     subprocess.run([sys.executable, "tools/cluster", "prepare"], cwd=CHECKOUT, check=True)
+    files = {"certificate": folder / "edge.crt", "key": folder / "edge.key"}
+    for file, content in zip(files.values(), authority.issue()):
+        file.touch(mode=0o600)
+        file.write_bytes(content)
+    certificates = [{name: str(file) for name, file in files.items()}]
+    services = [
+        {"name": "web", "kind": "http", "port": 80},
+        {"name": "web-tls", "kind": "http", "port": SECURE_EDGE_PORT, "backend_port": 80, "certificates": certificates},
+        {"name": "web-bytes", "kind": "tcp", "port": 443},
+    ]
     everything = {"node1": {"ansible_host": "10.89.91.11"}, "node2": {"ansible_host": "10.89.91.12"}}
     first = {"hosts": {"node1": None}}
     groups = {
@@ -74,26 +83,25 @@ def cluster_of_the_bench() -> Iterator[Path]:
         "control_plane": first,
         "workers": {"hosts": everything},
         "ingress": {"hosts": dict.fromkeys(everything)},
-        "edge": {"hosts": {"edge1": {"ansible_host": "10.89.91.13"}}, "vars": {"plainkube_edge_services": SERVICES}},
+        "edge": {"hosts": {"edge1": {"ansible_host": "10.89.91.13"}}, "vars": {"plainkube_edge_services": services}},
     }
-    with tempfile.TemporaryDirectory() as name:
-        inventory = write_inventory(Path(name) / "inventory", "bench-ingress", groups)
-        with fresh_lab(inventory):
-            print("A cluster is made", flush=True)
-            play(inventory)
-            yield inventory
+    inventory = write_inventory(folder / "inventory", "bench-ingress", groups)
+    with fresh_lab(inventory):
+        print("A cluster is made", flush=True)
+        play(inventory)
+        yield inventory
 
 
-def measure_cluster(inventory: Path, chosen: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Make the changes to a running cluster's ingress, one measurement after the other."""
-    description = describe(inventory, BIN / "ansible-playbook")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        authority = Authority(folder)
+def measure_cluster(chosen: Sequence[str], running: Path | None) -> Iterator[dict[str, Any]]:
+    """Make the changes to the ingress of a running cluster, or of one of the bench's own, one after the other."""
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        authority = Authority(Path(name))
+        inventory = running or stack.enter_context(cluster_of_the_bench(Path(name), authority))
+        description = describe(inventory, BIN / "ansible-playbook")
         for key in chosen:
             title, measure = OWN[key]
             print(f"\n{title}", flush=True)
-            cluster = Cluster(title, description, pre_stop=key != "traefik-no-pre-stop")
+            cluster = Cluster(title, description, running is None, pre_stop=key != "traefik-no-pre-stop")
             try:
                 cluster.begin(authority.issue())
                 yield {"proxy": title, **measure(cluster, authority)}
@@ -116,9 +124,9 @@ def measure_backend(cluster: Cluster, authority: Authority) -> dict[str, Any]:
         return run.stop()
 
 
-def measure_roll(cluster: Cluster, authority: Authority) -> dict[str, Any]:
+def measure_roll(cluster: Cluster, authority: Authority, targets: Sequence[str]) -> dict[str, Any]:
     """Replace Traefik itself behind the edge. Streams leave by themselves here, since a roll-out waits for them."""
-    with load(cluster.edge_targets, authority.file, "--slow-seconds=20", "--stream-seconds=20") as run:
+    with load(targets, authority.file, "--slow-seconds=20", "--stream-seconds=20") as run:
         time.sleep(STEADY_SECONDS)
         run.phase("Traefik rolled")
         cluster.roll_ingress()
@@ -129,7 +137,14 @@ def measure_roll(cluster: Cluster, authority: Authority) -> dict[str, Any]:
 
 OWN: dict[str, tuple[str, Callable[[Cluster, Authority], dict[str, Any]]]] = {
     "traefik": ("Traefik, all changes", measure_changes),
-    "traefik-rolled": ("Traefik itself rolled, behind the edge", measure_roll),
+    "traefik-rolled": (
+        "Traefik rolled, edge of kind http",
+        lambda cluster, authority: measure_roll(cluster, authority, cluster.edge_requests),
+    ),
+    "traefik-rolled-tcp": (
+        "Traefik rolled, edge of kind tcp",
+        lambda cluster, authority: measure_roll(cluster, authority, cluster.edge_connections),
+    ),
     "traefik-no-pre-stop": ("Traefik, backend without preStop", measure_backend),
 }
 # What must lose nothing.
@@ -188,17 +203,19 @@ def main() -> int:
     """Measure, print, and fail when our own ingress lost anything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=[*OWN, *COMPARED], help="may be given again")
-    parser.add_argument("--inventory", type=Path, help="a running lab to use; without it, one is made and removed")
+    parser.add_argument(
+        "--inventory",
+        type=Path,
+        help="a running lab with an edge that passes ports 80 (http) and 443 (tcp); else one is made and removed",
+    )
     options = parser.parse_args()
     chosen = options.only or [*OWN, *COMPARED]
     # So that what was started is ended then too.
     signal.signal(signal.SIGTERM, lambda *_arguments: sys.exit("ended"))
     everything = []
-    own = [key for key in chosen if key in OWN]
-    if own:
-        with contextlib.nullcontext(options.inventory) if options.inventory else cluster_of_the_bench() as inventory:
-            for figures in measure_cluster(inventory, own):
-                everything.append(shown(figures))
+    if own := [key for key in chosen if key in OWN]:
+        for figures in measure_cluster(own, options.inventory):
+            everything.append(shown(figures))
     for key in chosen:
         if key in COMPARED and program(COMPARED[key][1]):
             everything.append(shown(compare(key)))

@@ -26,6 +26,7 @@ BORROWED = {"/usr": "/usr", "/lib": "/usr/lib", "/lib64": "/usr/lib64"}
 PRE_STOP_SECONDS = 5
 GRACE_SECONDS = 600
 ROLL_PATIENCE = 300
+SECURE_EDGE_PORT = 8443
 
 
 def describe(inventory: Path, ansible_playbook: Path) -> Object:
@@ -49,15 +50,21 @@ class Cluster:
     # Slow enough that changes are made for as long as the slow transfers last.
     pause = 1.0
 
-    def __init__(self, title: str, description: Object, pre_stop: bool = True) -> None:
+    def __init__(self, title: str, description: Object, secure_edge: bool, pre_stop: bool = True) -> None:
         self.title = title
         self.pre_stop = pre_stop
         self.api = Api({"kubeconfig": description["kubeconfig"]})
         self.image = f"registry.k8s.io/e2e-test-images/agnhost:{description['versions']['agnhost']}"
         self.ingress = [host["address"] for host in description["hosts"]["ingress"]]
         self.edge = [host["address"] for host in description["hosts"]["edge"]]
-        self.targets = urls(self.ingress)
-        self.edge_targets = urls(self.edge)
+        self.targets = [
+            f"{scheme}://{host}:{port}" for host in self.ingress for scheme, port in (("http", 80), ("https", 443))
+        ]
+        # At the edge: requests, with TLS that ends there if it has a certificate of ours; and connections as they are.
+        self.edge_requests = [f"http://{host}:80" for host in self.edge]
+        if secure_edge:
+            self.edge_requests += [f"https://{host}:{SECURE_EDGE_PORT}" for host in self.edge]
+        self.edge_connections = [f"https://{host}:443" for host in self.edge]
         self.generation = 0
 
     def begin(self, certificate: tuple[bytes, bytes]) -> None:
@@ -72,7 +79,7 @@ class Cluster:
         self.change_certificate(*certificate)
         self._deploy(REPLICAS)
         self.add_route(NAME)
-        targets = self.targets + self.edge_targets
+        targets = self.targets + self.edge_requests
         wait_until("the backend answers everywhere", lambda: {status_of(to, NAME) for to in http(targets)} == {200})
 
     def end(self) -> None:
@@ -218,11 +225,6 @@ class Cluster:
         thing = self._thing(version, kind, name, namespace)
         thing["metadata"].update(metadata or {})
         self.api.apply({**thing, **rest}, MANAGER, force=True)
-
-
-def urls(hosts: list[str]) -> list[str]:
-    """Return where hosts answer."""
-    return [f"{scheme}://{host}:{port}" for host in hosts for scheme, port in (("http", 80), ("https", 443))]
 
 
 def http(targets: list[str]) -> list[str]:
