@@ -165,13 +165,6 @@ def test_the_kubelet_never_clears_an_image_of_ours_away(host: Host) -> None:
     assert all(pinned.values()), pinned
 
 
-@pytest.mark.on("nodes")
-def test_routes_lead_to_every_other_node(host: Host, name: str, facts: dict[str, Any]) -> None:
-    others = {node["address"] for node in facts["topology"]["nodes"] if node["name"] != name}
-    routes = host.check_output("ip route show proto 76")
-    assert {line.split()[2] for line in routes.splitlines()} == others
-
-
 @pytest.mark.on("all")
 def test_no_half_written_file_is_left(host: Host) -> None:
     assert host.run("find /etc /opt /usr/local /var/lib/kubelet -name '*plainkube-new*'").stdout == ""
