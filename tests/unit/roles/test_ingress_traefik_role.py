@@ -17,7 +17,9 @@ ROLE = Path(__file__).resolve().parents[3] / "roles" / "ingress_traefik"
 HOSTS = [{"name": name, "address": f"192.0.2.{number}", "zone": ""} for number, name in enumerate("ab", start=11)]
 
 
-def rendered(*instances: dict[str, Any], default_class: str = "") -> dict[str, dict[str, Any]]:
+def rendered(
+    *instances: dict[str, Any], default_class: str = "", inputs: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """Return the objects of these instances by kind and name."""
     loader = DataLoader()
     parts = [
@@ -29,6 +31,7 @@ def rendered(*instances: dict[str, Any], default_class: str = "") -> dict[str, d
         "cluster_versions": {"traefik": "3.7.10", "gateway-api": "1.6.1"},
         "cluster_cipher_suites": ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"],
         "ingress_traefik_instances": ingress.resolved("traefik", instances, default_class, HOSTS),
+        **(inputs or {}),
     }
     text = trust_as_template((ROLE / "templates/objects/traefik.yml.j2").read_text(encoding="utf-8"))
     templar = Templar(loader=loader, variables=variables)
@@ -45,6 +48,12 @@ def test_the_sentinel_is_where_the_checks_ask_for_it() -> None:
     [rule] = rendered()["Ingress traefik-ready"]["spec"]["rules"]
     assert rule["host"] == ingress.SENTINEL_HOST
     assert rule["http"]["paths"][0]["path"] == ingress.SENTINEL_PATH
+
+
+def test_connections_end_with_a_word_where_that_is_wanted() -> None:
+    assert "keepAliveMaxTime" not in configuration(rendered())["entryPoints"]["web"]["transport"]
+    points = configuration(rendered(inputs={"ingress_traefik_keep_alive_seconds": 8}))["entryPoints"]
+    assert {points[name]["transport"]["keepAliveMaxTime"] for name in ("web", "websecure")} == {"8s"}
 
 
 def test_the_pod_has_all_the_time_that_its_connections_may_take() -> None:
