@@ -76,14 +76,14 @@ def cluster_of_the_bench(folder: Path, authority: Authority) -> Iterator[Path]:
         {"name": "web-tls", "kind": "http", "port": SECURE_EDGE_PORT, "backend_port": 80, "certificates": certificates},
         {"name": "web-bytes", "kind": "tcp", "port": 443},
     ]
-    everything = {"node1": {"ansible_host": "10.89.91.11"}, "node2": {"ansible_host": "10.89.91.12"}}
+    everything = {"node1": {"ansible_host": "10.89.88.11"}, "node2": {"ansible_host": "10.89.88.12"}}
     first = {"hosts": {"node1": None}}
     groups = {
         "etcd": first,
         "control_plane": first,
         "workers": {"hosts": everything},
         "ingress": {"hosts": dict.fromkeys(everything)},
-        "edge": {"hosts": {"edge1": {"ansible_host": "10.89.91.13"}}, "vars": {"plainkube_edge_services": services}},
+        "edge": {"hosts": {"edge1": {"ansible_host": "10.89.88.13"}}, "vars": {"plainkube_edge_services": services}},
     }
     inventory = write_inventory(folder / "inventory", "bench-ingress", groups)
     with fresh_lab(inventory):
