@@ -136,6 +136,8 @@ class Worker:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # What could not be told to one that has ended must not be tried again when the pipe is closed.
+            bufsize=0,
             pass_fds=[descriptor],
         )
 
@@ -155,7 +157,6 @@ class Worker:
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(TOLD)
-            self._process.stdin.flush()
 
     def result(self) -> Any:
         """Wait for the end of the work, and return what it returned or raise what it raised."""

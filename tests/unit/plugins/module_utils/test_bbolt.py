@@ -399,6 +399,16 @@ def test_a_file_that_stops_growing_is_proven_as_it_is(tmp_path: Path) -> None:
             follower.result()
 
 
+def test_a_worker_that_was_done_before_it_was_told_is_no_fault(tmp_path: Path) -> None:
+    content = database([[put(number, b"/%d" % number)] for number in range(2, 60)])
+    path = written(tmp_path, content)
+    with open(path, "rb") as stream, Worker("follow", stream.fileno(), "the snapshot") as follower:
+        # Its answer fits into the pipe: it ends without anybody reading.
+        follower._process.wait()
+        follower.tell()
+        assert follower.result()["key_count"] == 58
+
+
 def test_a_worker_ends_with_whoever_started_it(tmp_path: Path) -> None:
     with (tmp_path / "growing.db").open("w+b") as stream:
         follower = Worker("follow", stream.fileno(), "the snapshot")
