@@ -27,7 +27,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT / path) for path in ("collections", "tests/bench", "tests/lab")]
 
-from bench import BIN, LAB, inventory, play  # noqa: E402
+from bench import fresh_lab, inventory, play  # noqa: E402
 from plainkube_lab.access import ssh_command  # noqa: E402
 from plainkube_lab.cli import read_inventory  # noqa: E402
 
@@ -231,14 +231,9 @@ def main() -> None:
         subprocess.run([sys.executable, "tools/cluster", "prepare"], cwd=CHECKOUT, check=True)
         with tempfile.TemporaryDirectory() as folder:
             hosts = inventory(Path(folder) / "inventory", 1)
-            lab = [BIN / "python", LAB]
-            subprocess.run([*lab, "destroy", "--inventory", hosts], cwd=CHECKOUT, check=True, capture_output=True)
-            try:
-                subprocess.run([*lab, "create", "--inventory", hosts], cwd=CHECKOUT, check=True)
+            with fresh_lab(hosts):
                 play(hosts)
                 figures = measure(Cluster(hosts))
-            finally:
-                subprocess.run([*lab, "destroy", "--inventory", hosts], cwd=CHECKOUT, check=True, capture_output=True)
     print("\n" + table(figures) + "\n")
     print(json.dumps(figures))
 
