@@ -156,9 +156,10 @@ def _row_of(listener: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], own:
         number
         for number, row in enumerate(rows)
         if row["protocol"] == listener["protocol"]
-        and row["port"] == str(listener["port"])
-        # Where the kernel listens by itself, there is no process.
-        and listener["process"] in ("", row["program"])
+        # What Ansible calls the port may be another host's, which passes it on to this one.
+        and (row["port"] == str(listener["port"]) or listener["process"] == row["program"] == "sshd")
+        # Where the kernel listens by itself, there is no process; systemd listens for those that it starts when asked.
+        and listener["process"] in ("", "systemd", row["program"])
     ]
     return next((number for number in fits if rows[number]["local"] == own), fits[0] if fits else None)
 

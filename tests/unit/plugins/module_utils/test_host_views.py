@@ -84,8 +84,19 @@ WELL = Facts(
 )
 
 
+SSH_IS_FOR = "Ansible, and you"
+
+
 def explained(**changes: Any) -> dict[str, Any]:
     return explain(Facts(**{**WELL.__dict__, **changes}), CLUSTER, "node1", "192.0.2.11")
+
+
+@pytest.mark.parametrize(("port", "process"), [(2222, "sshd"), (22, "systemd")])
+def test_ssh_may_be_forwarded_from_another_port_or_started_by_systemd(port: int, process: str) -> None:
+    others = [item for item in WELL.listeners if item["process"] != "sshd"]
+    answer = explained(listeners=[listener(port, process), *others])
+    assert (answer["wrong"], answer["unknown"]) == ([], [])
+    assert f"nobody listens at tcp 22, where sshd should: {SSH_IS_FOR}" in explained(listeners=others)["wrong"]
 
 
 def test_nothing_is_wrong_and_nothing_unknown_on_a_host_that_is_as_it_should_be() -> None:
