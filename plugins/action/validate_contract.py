@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,13 +19,14 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.contract import 
     Fault,
     Inventory,
     contract_faults,
+    role_input_faults,
     zone_warnings,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.versions import version_faults
 from ansible_collections.plainkube.cluster.plugins.plugin_utils.server_certificates import instance_faults
 
 ARGUMENTS = {"require_complete": {"type": "bool", "default": False}}
-ROLE = Path(__file__).resolve().parents[2] / "roles" / "cluster"
+ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
 class ActionModule(ActionBase):
@@ -41,13 +43,13 @@ class ActionModule(ActionBase):
         if arguments.error_messages:
             raise AnsibleError("validate_contract: " + "; ".join(arguments.error_messages))
 
-        specification = self._role_file("meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+        specification = self._inputs("cluster")
         given = {name: task_vars["hostvars"].raw_get(name) for name in task_vars["hostvars"]}
         set_names = {host: [name for name in variables if name.startswith(PREFIX)] for host, variables in given.items()}
         here = task_vars["inventory_hostname"]
         # What the play sets, and the role's defaults, hold for all hosts; hostvars shows neither.
         everywhere = {
-            **self._role_file("defaults/main.yml"),
+            **self._role_file("cluster", "defaults/main.yml"),
             **{name: value for name, value in task_vars.items() if name.startswith(PREFIX) and name not in given[here]},
         }
         set_names[here] = sorted({*set_names[here], *(name for name in everywhere if name.startswith(PREFIX))})
@@ -73,6 +75,7 @@ class ActionModule(ActionBase):
         instances = "plainkube_ingress_instances"
         if not any(fault.variable.startswith(instances) for fault in faults):
             faults += instance_faults(own.get(instances) or [], datetime.now(timezone.utc))
+        faults += self._role_input_faults(task_vars, hosts, given)
         result["changed"] = False
         if faults:
             result.update(failed=True, msg=_message(faults))
@@ -83,10 +86,35 @@ class ActionModule(ActionBase):
         )
         return result
 
-    def _role_file(self, path: str) -> dict[str, Any]:
-        """Return a YAML file of the role cluster; its templates are as trustworthy as this plugin."""
-        loaded: dict[str, Any] = self._loader.load_from_file(str(ROLE / path), trusted_as_template=True)
+    def _role_file(self, role: str, path: str) -> dict[str, Any]:
+        """Return a YAML file of a role; its templates are as trustworthy as this plugin."""
+        loaded: dict[str, Any] = self._loader.load_from_file(str(ROLES / role / path), trusted_as_template=True)
         return loaded
+
+    def _inputs(self, role: str) -> dict[str, Any]:
+        options: dict[str, Any] = self._role_file(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+        return options
+
+    def _role_input_faults(
+        self, task_vars: Mapping[str, Any], hosts: Mapping[str, dict[str, Any]], given: Mapping[str, dict[str, Any]]
+    ) -> list[Fault]:
+        """Return the faults of what the inventory and the command line set of the roles' own inputs.
+
+        Whatever asks for what only a running role knows is left to that role.
+        """
+        roles = sorted(folder.name for folder in ROLES.iterdir() if folder.name != "cluster")
+        specification = {name: option for role in roles for name, option in self._inputs(role).items()}
+        here = task_vars["inventory_hostname"]
+        everywhere = {name: task_vars[name] for name in specification if name in task_vars and name not in given[here]}
+        inputs: dict[str, dict[str, Any]] = {}
+        for host, contract in hosts.items():
+            variables = {**given[host], **contract, **everywhere}
+            templar = self._templar.copy_with_new_env(available_variables=variables)
+            inputs[host] = {}
+            for name in specification.keys() & variables.keys():
+                with contextlib.suppress(AnsibleError):
+                    inputs[host][name] = templar.template(variables[name])
+        return role_input_faults(specification, inputs)
 
     def _rendered(
         self,

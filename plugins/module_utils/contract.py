@@ -114,10 +114,13 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str, int), "text"),
     "path": ((str,), "a path"),
     "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
     "bool": ((bool,), "true or false, without quotes"),
     "list": ((list, tuple), "a list"),
     "dict": ((dict,), "a mapping of names to values"),
 }
+# What -e name=1 gives.
+NUMBERS_AS_TEXT = {"int": r"-?[0-9]+", "float": r"-?[0-9]+(\.[0-9]+)?"}
 
 Variables = Mapping[str, Any]
 VersionFaults = Callable[[str, Mapping[str, str]], Iterable[str]]
@@ -268,8 +271,17 @@ def contract_faults(
     return [_without_secret(fault) for fault in faults]
 
 
-def _without_secret(fault: Fault) -> Fault:
-    secret = re.split(r"[.\[]", fault.variable)[0] in SECRET_VARIABLES
+def role_input_faults(specification: Mapping[str, Any], hosts: Mapping[str, Variables]) -> list[Fault]:
+    """Return what is wrong with the type or choice of inputs of roles.
+
+    specification: the options of all roles together, whose names differ. hosts: for each host the inputs that are set.
+    """
+    secret = SECRET_VARIABLES | {name for name, option in specification.items() if option.get("no_log")}
+    return [_without_secret(fault, secret) for fault in _checked_by_type(specification, hosts)[1]]
+
+
+def _without_secret(fault: Fault, secret_variables: frozenset[str] = SECRET_VARIABLES) -> Fault:
+    secret = re.split(r"[.\[]", fault.variable)[0] in secret_variables
     return replace(fault, found="a value that is not shown here") if secret else fault
 
 
@@ -497,8 +509,8 @@ def _converted(value: Any, option: Mapping[str, Any]) -> Any:
 def _type_faults(path: str, value: Any, option: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     wanted_type = option.get("type", "str")
     classes, words = TYPES[wanted_type]
-    if wanted_type == "int" and isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value):
-        value = int(value)
+    if isinstance(value, str) and re.fullmatch(NUMBERS_AS_TEXT.get(wanted_type, "(?!)"), value):
+        value = float(value) if wanted_type == "float" else int(value)
     fits = isinstance(value, classes) and (wanted_type == "bool" or not isinstance(value, bool))
     if not fits:
         yield path, _shown(value), words, "Write it so; text that YAML takes for something else needs quotes."

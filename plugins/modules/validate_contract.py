@@ -10,7 +10,10 @@ short_description: Find all faults of an inventory before anything is changed
 version_added: 0.1.0
 author: Plainkube contributors (@plainkube)
 description:
-  - Looks at the groups and at every C(plainkube_*) variable of every host of the cluster. Fails once, with all faults.
+  - >-
+    Looks at the groups and at every C(plainkube_*) variable of every host of the cluster, and at the type of every
+    input of a role that the inventory or the command line sets. Fails once, with all faults.
+  - What such an input takes from facts or from the role itself cannot be known yet, and is left to the role.
   - >-
     A fault names the host (or C(inventory) when it concerns all), the variable, what was found, what was wanted and
     what to do.

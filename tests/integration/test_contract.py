@@ -109,6 +109,21 @@ def test_variables_from_the_command_line_count(site: Site) -> None:
     assert [fault.split(":")[1].strip() for fault in faults] == ["plainkube_apiport", "plainkube_api_port"]
 
 
+def test_inputs_of_roles_are_checked_before_any_of_them_runs(site: Site) -> None:
+    groups = {
+        "etcd": hosts(11),
+        "control_plane": hosts(11),
+        "workers": hosts(11, node_maximum_pods="{{ 100 + 10 }}", etcd_snapshot_dir="{{ known_to_a_role_alone }}"),
+    }
+    shared = {"kube_proxy_mode": "ipvs", "node_maximum_pods": "many"}
+    faults = faults_in(site.run(groups, shared, "-e", '{"verify_workload": "no"}'))
+    assert faults == [
+        'node-11: kube_proxy_mode: found "ipvs"; wanted one of nftables, iptables. Choose one of them.',
+        'node-11: verify_workload: found "no"; wanted true or false, without quotes. '
+        "Write it so; text that YAML takes for something else needs quotes.",
+    ]
+
+
 @pytest.mark.parametrize(("limit", "sound"), [("node-11,node-12,node-13", True), ("node-11,node-12", False)])
 def test_a_member_of_a_quorum_can_be_demanded(tmp_path: Path, limit: str, sound: bool) -> None:
     groups = {"etcd": hosts(11, 12, 13), "control_plane": hosts(11), "workers": hosts(11, 14)}

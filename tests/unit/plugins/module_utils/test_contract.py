@@ -519,3 +519,32 @@ def test_faults_of_ingress_instances_are_faults_of_the_contract() -> None:
     # Names of nothing are said once, with the names that are read.
     [fault] = faults_of({"plainkube_ingress_instances": [{"name": "traefik", "port": 80}]}, groups=ingress)
     assert fault.variable == "plainkube_ingress_instances[0].port"
+
+
+ROLE_INPUTS = {
+    "node_maximum_pods": {"type": "int"},
+    "node_rate": {"type": "float"},
+    "kube_proxy_mode": {"type": "str", "choices": ["nftables", "iptables"]},
+    "edge_password": {"type": "str", "no_log": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"node_maximum_pods": "many"}, 'node_maximum_pods: found "many"; wanted a whole number'),
+        ({"node_rate": "fast"}, 'node_rate: found "fast"; wanted a number'),
+        ({"kube_proxy_mode": "nftable"}, "Did you mean nftables?"),
+        ({"edge_password": ["hush"]}, "edge_password: found a value that is not shown here; wanted text"),
+    ],
+)
+def test_inputs_of_roles_have_the_type_that_the_role_says(inputs: dict[str, Any], words: str) -> None:
+    (fault,) = contract.role_input_faults(ROLE_INPUTS, {"a": inputs, "b": {}})
+    assert words in str(fault)
+    assert fault.host == "a"
+    assert "hush" not in str(fault)
+
+
+@pytest.mark.parametrize("rate", [1, 0.5, "0.5", "2"])
+def test_inputs_of_roles_may_be_text_of_a_number(rate: Any) -> None:
+    assert contract.role_input_faults(ROLE_INPUTS, {"a": {"node_maximum_pods": "110", "node_rate": rate}}) == []
