@@ -147,24 +147,11 @@ def test_every_variable_of_the_contract_is_known_and_read() -> None:
     assert unread == set()
 
 
-INSTALLERS = {
-    "etcd": ["etcd"],
-    "control_plane": ["control_plane"],
-    "worker": ["container_runtime", "node", "kube_proxy"],
-    "dns_cache": ["dns_cache"],
-    "kube_router": ["kube_router"],
-}
-
-
-@pytest.mark.parametrize("kind", INSTALLERS)
-def test_preflight_asks_for_what_the_roles_install(kind: str) -> None:
-    asked = loaded(ROOT / "roles" / "preflight" / "vars" / "main.yml")["__preflight_artifacts_by_kind"][kind]
-    installed = [
-        artifact["name"]
-        for role in INSTALLERS[kind]
-        for artifact in loaded(ROOT / "roles" / role / "vars" / "main.yml")[f"__{role}_artifacts"]
-    ]
-    assert sorted(artifact["name"] for artifact in asked) == sorted(installed)
+@pytest.mark.parametrize("role", ["etcd", "control_plane"])
+def test_preflight_asks_for_what_the_roles_install(role: str) -> None:
+    asked = loaded(ROOT / "roles" / "cluster" / "vars" / "main.yml")["cluster_artifacts"][role]
+    installed = loaded(ROOT / "roles" / role / "vars" / "main.yml")[f"__{role}_artifacts"]
+    assert sorted(artifact["name"] for artifact in asked) == sorted(artifact["name"] for artifact in installed)
 
 
 # Nothing builds it, so that there is no archive.

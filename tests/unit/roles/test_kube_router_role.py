@@ -29,7 +29,6 @@ def environment() -> jinja2.Environment:
 
 def unit(**inputs: Any) -> str:
     given = {
-        "kube_router_version": "2.10.0",
         "kube_router_firewall": True,
         "kube_router_routes": False,
         "kube_router_sync_seconds": 60,
@@ -44,6 +43,7 @@ def unit(**inputs: Any) -> str:
         "kube_router_cpu_limit": "100%",
         "plainkube_service_cidr": "10.96.0.0/16",
         "inventory_hostname": "node1",
+        "cluster_versions": {"kube-router": "2.10.0"},
         **inputs,
     }
     passwords = environment().compile_expression(VARIABLES["__kube_router_passwords"].strip("{} "))
