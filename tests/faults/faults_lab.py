@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from plainkube_lab import podman
 from plainkube_lab.access import ssh_command
 from plainkube_lab.cli import read_inventory
@@ -208,6 +210,46 @@ class Lab:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+class KilledRun:
+    """A run of ansible-playbook that ends by SIGKILL to its whole process group, not by its own will."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.output = ""
+        self.process = subprocess.Popen(
+            command,
+            cwd=CHECKOUT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def at_task(self, name: str, seconds: float = 0) -> None:
+        """Kill it when it has been in a task for some seconds."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if line.startswith("TASK [") and name in line:
+                break
+        else:
+            pytest.fail(f"the run ended before its task {name!r}:\n{self.output[-3000:]}")
+        time.sleep(seconds)
+        self._kill()
+
+    def after(self, seconds: float) -> None:
+        """Kill it some seconds after its start."""
+        try:
+            self.output, _ = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self._kill()
+
+    def _kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def program(name: str) -> str:

@@ -7,8 +7,9 @@ The tests stand in the order in which the cluster goes through them; each leaves
 
 from __future__ import annotations
 
-import os
-import signal
+import json
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 
 import pytest
 from etcd_faults import ETCDCTL, NAMESPACE, api, cluster_name, command, destroy, hashes, names, play, put, restore
-from faults_lab import CHECKOUT, Lab, environment
+from faults_lab import FOLDER, KilledRun, Lab
 from kubernetes import client, watch
-from plainkube_lab.access import ssh_command
+from plainkube_lab.access import lab_folder, ssh_command
 
 
 def leftovers(lab: Lab) -> dict[str, str]:
@@ -181,26 +182,7 @@ MOMENTS = [
 )
 def test_a_killed_run_is_finished_by_the_next(lab: Lab, snapshot: Path, task: str) -> None:
     put(lab, "not-in-the-snapshot")
-    process = subprocess.Popen(
-        command(lab, "restore-etcd.yml", etcd_restore_snapshot=str(snapshot)),
-        cwd=CHECKOUT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout
-    said = ""
-    for line in process.stdout:
-        said += line
-        if line.startswith("TASK [") and task in line:
-            break
-    else:
-        pytest.fail(f"the run ended before its task {task!r}:\n{said[-3000:]}")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    KilledRun(command(lab, "restore-etcd.yml", etcd_restore_snapshot=str(snapshot))).at_task(task)
     restore(lab, etcd_restore_snapshot=str(snapshot))
     assert names(lab) == {"kept"}
     assert len(hashes(lab)) == 1
@@ -224,3 +206,66 @@ def test_a_lost_member_is_rebuilt_while_the_others_go_on(lab: Lab) -> None:
     assert again.code == 0, again.output[-6000:]
     assert again.changed_themselves == set()
     assert lab.converge().changed == set()
+
+
+# Space
+
+
+def file_sizes(lab: Lab) -> dict[str, int]:
+    return {
+        host: int(size)
+        for host, size in lab.each(lab.members("etcd"), "stat -c %s /var/lib/etcd/member/snap/db").items()
+    }
+
+
+def test_members_give_back_the_space_that_they_do_not_use(lab: Lab) -> None:
+    host = lab.members("etcd")[0]
+    write = f"{ETCDCTL} put /faults/large > /dev/null"
+    for _ in range(30):
+        lab.ssh(host, write, "x" * 1_000_000)
+    lab.ssh(host, f"{ETCDCTL} del /faults/large")
+    revision = json.loads(lab.ssh(host, f"{ETCDCTL} endpoint status -w json"))[0]["Status"]["header"]["revision"]
+    lab.ssh(host, f"{ETCDCTL} compact --physical {revision}")
+    before, pids = file_sizes(lab), lab.processes()
+    wish = {"defragment_min_megabytes": 10}
+
+    look = play(lab, "defragment-etcd.yml", "--check", **wish)
+    assert look.code == 0, look.output[-4000:]
+    assert "about to be defragmented" in " ".join(look.output.split())
+    assert file_sizes(lab) == before
+
+    run = play(lab, "defragment-etcd.yml", **wish)
+    assert run.code == 0, run.output[-4000:]
+    assert all(size < before[host] - 20_000_000 for host, size in file_sizes(lab).items())
+    assert lab.processes() == pids
+    again = play(lab, "defragment-etcd.yml", **wish)
+    assert again.code == 0, again.output[-4000:]
+    assert again.changed_themselves == set()
+
+
+# New hosts
+
+
+@pytest.fixture
+def moved(lab: Lab) -> Iterator[Lab]:
+    """An empty host with another name and address, and the controller's folder of the lost cluster."""
+    found = Lab(FOLDER / "inventories/faults-moved")
+    found.renew()
+    shutil.copytree(lab_folder(lab.description.name) / "state", lab_folder(found.description.name) / "state")
+    yield found
+    found.lab("destroy")
+
+
+def test_a_lost_cluster_comes_back_on_a_host_with_another_address(lab: Lab, snapshot: Path, moved: Lab) -> None:
+    extra = {"plainkube_cluster_name": cluster_name(lab)}
+    moved.converge(extra=extra)
+    wish = {**extra, "confirm": cluster_name(lab), "etcd_restore_snapshot": str(snapshot)}
+    refused = play(moved, "restore-etcd.yml", **wish)
+    assert refused.code != 0
+    other = re.search(r"is a snapshot of the cluster ([0-9a-f]+)", " ".join(refused.output.split()))
+    assert other, refused.output[-4000:]
+    restore(moved, **wish, etcd_restore_cluster_id=other[1])
+    assert names(moved) == {"kept"}
+    for host in lab.nodes:
+        api(moved).delete_node(host)
+    assert moved.converge(extra=extra).changed == set()

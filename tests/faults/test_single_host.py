@@ -7,8 +7,6 @@ The tests stand in the order in which the host goes through them: empty at first
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults_lab import CHECKOUT, Lab, Run, environment
+from faults_lab import KilledRun, Lab, Run
 from plainkube_lab.access import lab_folder
 
 HOST = "alone"
@@ -95,46 +93,6 @@ def test_a_mirror_folder_that_is_not_there_is_named(single: Lab) -> None:
 # Killed runs
 
 
-class Killed:
-    """A run of site.yml that ends by SIGKILL to its whole process group, not by its own will."""
-
-    def __init__(self, lab: Lab, extra: dict[str, Any] | None = None) -> None:
-        self.output = ""
-        self.process = subprocess.Popen(
-            lab.site_command(extra=extra),
-            cwd=CHECKOUT,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def at_task(self, name: str, seconds: float) -> None:
-        """Kill it when it has been in a task for some seconds."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.output += line
-            if line.startswith("TASK [") and name in line:
-                break
-        else:
-            pytest.fail(f"the run ended before its task {name!r}:\n{self.output[-3000:]}")
-        time.sleep(seconds)
-        self.kill()
-
-    def after(self, seconds: float) -> None:
-        """Kill it some seconds after its start."""
-        try:
-            self.output, _ = self.process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
 def assert_whole(single: Lab, extra: dict[str, Any] | None = None) -> Run:
     """Run site.yml to its end, which includes verify, and see that nothing old or half-written is left."""
     run = single.converge(extra=extra)
@@ -157,14 +115,14 @@ def test_runs_killed_one_after_the_other_and_then_one_that_ends(single: Lab) -> 
         ("control_plane : Run the control plane with its present inputs", 2.0),
         ("node : Write the kubelet's unit and configuration", 0.5),
     ):
-        Killed(single).at_task(task, seconds)
+        KilledRun(single.site_command()).at_task(task, seconds)
     assert_whole(single)
 
 
 def test_a_change_killed_between_its_files_and_the_restart_is_finished_by_the_next_run(single: Lab) -> None:
     extra = {"control_plane_apiserver_extra_arguments": {"event-ttl": "3h"}}
     single.converge()
-    Killed(single, extra).at_task("control_plane : Run the control plane with its present inputs", 0)
+    KilledRun(single.site_command(extra=extra)).at_task("control_plane : Run the control plane with its present inputs")
     flag = "tr '\\0' ' ' < /proc/$(systemctl show -P MainPID kube-apiserver)/cmdline | grep -c event-ttl=3h || true"
     assert single.ssh(HOST, flag).strip() == "0", "the kill came too late for this test to prove anything"
     before = single.processes()
@@ -189,7 +147,6 @@ def test_a_run_killed_on_an_empty_host_is_finished_by_the_next_one(
 ) -> None:
     single.renew()
     moment = full_run_seconds * (kill + 0.5) / KILLS
-    killed = Killed(single)
-    killed.after(moment)
+    KilledRun(single.site_command()).after(moment)
     run = assert_whole(single)
     print(f"killed after {moment:.0f} s of {full_run_seconds:.0f} s; the next run took {run.seconds:.0f} s")
