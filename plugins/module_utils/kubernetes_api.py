@@ -73,6 +73,8 @@ JSON = "application/json"
 METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 TEXT = "text/plain"
 METHODS = {"get": "GET", "list": "GET", "patch": "PATCH", "create": "POST", "update": "PUT", "delete": "DELETE"}
+# Namespaces that a message names; more are counted.
+SHOWN = 10
 # What changes with every write and is no content.
 VOLATILE = ("managedFields", "resourceVersion", "generation")
 
@@ -91,11 +93,13 @@ class Forbidden(ApiError):
     """A right is missing."""
 
     def __init__(self, request: Request, message: str) -> None:
-        match = re.search(r'User "([^"]*)" cannot (\w+) resource "([^"]+)"', message)
+        match = re.search(r'User "([^"]*)" cannot (\w+) (?:resource|path) "([^"]+)"', message)
         self.user = match[1] if match else "the user of this kubeconfig"
         self.verb = match[2] if match else request.verb
         self.resource = match[3] if match else request.resource
-        self.namespace = request.namespace
+        # Also a namespace itself is asked for in that namespace.
+        within = re.search(r' in the namespace "([^"]+)"', message)
+        self.namespace = request.namespace or (within[1] if within else "")
         where = f"in namespace {self.namespace}" if self.namespace else "in the whole cluster"
         wanted = f"the right to {self.verb} {self.resource} {where}"
         # What is no question of rights (an admission plugin's refusal) is said in the server's own words.
@@ -239,6 +243,25 @@ def managers_in(status: Mapping[str, Any]) -> dict[str, list[str]]:
         if cause.get("reason") == "FieldManagerConflict" and match:
             found.setdefault(match[1], []).append(cause.get("field", "").lstrip("."))
     return found
+
+
+def problem_lines(problems: Iterable[ApiError]) -> list[str]:
+    """Return problems in words, rights that are missing together with all their namespaces."""
+    lines: dict[str, list[str]] = {}
+    for problem in problems:
+        if isinstance(problem, Forbidden) and problem.is_a_missing_right:
+            where = f"namespace {problem.namespace}" if problem.namespace else "the whole cluster"
+            lines.setdefault(f"{problem.user} lacks the right to {problem.verb} {problem.resource}", []).append(where)
+        else:
+            lines.setdefault(str(problem), [])
+    return [f"{line} in {_some(places)}" if places else line for line, places in lines.items()]
+
+
+def _some(places: Iterable[str]) -> str:
+    """Return a list in words, its end only counted when it is long."""
+    unique = sorted(set(places))
+    more = f" and {len(unique) - SHOWN} more" if len(unique) > SHOWN else ""
+    return ", ".join(unique[:SHOWN]) + more
 
 
 def secrets_in(options: Mapping[str, Any]) -> set[str]:

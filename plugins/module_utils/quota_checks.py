@@ -14,7 +14,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.quantities impor
     format_quantity,
     parse_quantity,
 )
-from ansible_collections.plainkube.cluster.plugins.module_utils.quotas import Plan, State, quantities_of
+from ansible_collections.plainkube.cluster.plugins.module_utils.quotas import Item, Plan, State, quantities_of
 from ansible_collections.plainkube.cluster.plugins.module_utils.tenants import (
     ALIASES,
     LIMIT_RANGE_NAME,
@@ -115,14 +115,21 @@ class PodUse:
         return tuple(f"{name} ({format_quantity(value, like)})" for value, name in top)
 
 
+def _counted(item: Item) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Return what a quota says is used and what it allows now; nothing of one that counts other pods from now on."""
+    if item.live is None or item.action == "replace":
+        return {}, {}
+    return item.live.used, item.live_hard
+
+
 def namespaces_to_count(plan: Plan, state: State) -> list[str]:
     """Return the existing namespaces whose pods decide whether a quota would shrink below use."""
     wanted = set()
     for item in plan.items:
         if item.kind == "ResourceQuota" and item.wanted and ("Namespace", "", item.namespace) in state:
-            used = item.live.used if item.live else {}
+            used, live_hard = _counted(item)
             for name, value in item.wanted_hard.items():
-                is_new = name not in used and name not in item.live_hard
+                is_new = name not in used and name not in live_hard
                 if is_new or (name in used and parse_quantity(value) < parse_quantity(used[name])):
                     wanted.add(item.namespace)
     return sorted(wanted)
@@ -135,12 +142,13 @@ def shrinks(plan: Plan, use: PodUse) -> dict[str, list[Shrink]]:
         if item.kind != "ResourceQuota" or item.wanted is None:
             continue
         for_all = not item.wanted["spec"].get("scopes") and "scopeSelector" not in item.wanted["spec"]
+        used_texts, live_hard = _counted(item)
         for name, text in item.wanted_hard.items():
             wanted = parse_quantity(text)
-            current = item.live_hard.get(name)
+            current = live_hard.get(name)
             if current is not None and wanted >= parse_quantity(current):
                 continue
-            used_text = item.live.used.get(name) if item.live else None
+            used_text = used_texts.get(name)
             if used_text is not None:
                 used = parse_quantity(used_text)
             elif for_all:

@@ -3,7 +3,7 @@
 """From tenants and a cluster as it is to what has to be written, in which order, and what stands against it.
 
 Pure functions. A budget holds at every moment: what shrinks is written before anything grows, and a quota that does
-both goes through the smaller of both values first.
+both goes through the smaller of both values first. One whose scopes change is stood in for until it is made anew.
 """
 
 from __future__ import annotations
@@ -310,6 +310,16 @@ def needed_extras(document: Document, namespaces: Iterable[Live] = ()) -> list[s
     return [kind for kind in EXTRAS if kind in wanted]
 
 
+def names_classes(document: Document) -> bool:
+    """Return whether a document has quotas for some PriorityClasses."""
+    return any(quota.priority_classes for profile in document.profiles.values() for quota in profile.quotas)
+
+
+def writes_classes(plan: Plan) -> bool:
+    """Return whether a quota for some PriorityClasses is to be written."""
+    return any(item.wanted and "scopeSelector" in item.wanted.get("spec", {}) for item in plan.items)
+
+
 def _given_kinds(live: Live | None) -> list[str]:
     return [kind for kind in (live.annotations.get(KINDS_ANNOTATION, "") if live else "").split(",") if kind in EXTRAS]
 
@@ -345,6 +355,8 @@ def build(document: Document, found: Sequence[Member], state: State, delete_name
             key = (thing["kind"], metadata.get("namespace", ""), metadata["name"])
             wanted_keys.add(key)
             _compare_into(plan, member, thing, key, state.get(key))
+    # A stand-in that a run before left is needed once more.
+    wanted_keys.update(("ResourceQuota", item.namespace, stand_in_name(item)) for item in replaced_in(plan.items))
     tenants = {member.namespace: member.tenant for member in found}
     for key, live in state.items():
         if key not in wanted_keys and live.owned and not live.going and (is_ours(live) or live.kind in SHARED):
@@ -358,10 +370,43 @@ def _compare_into(plan: Plan, member: Member, thing: Object, key: Key, live: Liv
         plan.kept.append((live, member.tenant))
         return
     action = "change" if live else "create"
-    if live and key[0] == "ResourceQuota" and live.body["spec"].get("scopes") != thing["spec"].get("scopes"):
+    if live and key[0] == "ResourceQuota" and _scopes(live.body["spec"]) != _scopes(thing["spec"]):
         # The API lets nobody change the scopes of a quota.
         action = "replace"
     plan.items.append(Item(*key, member.tenant, thing, live, action, fields or ()))
+
+
+def _scopes(spec: Mapping[str, Any]) -> list[str]:
+    return sorted(spec.get("scopes") or ())
+
+
+def replaced_in(items: Iterable[Item]) -> list[Item]:
+    """Return the quotas that have to be made anew."""
+    return [item for item in items if item.action == "replace"]
+
+
+def stand_in_name(item: Item) -> str:
+    """Return the name of what caps in a quota's place while that is made anew; no document can have such a name."""
+    scopes = _scopes((item.wanted or {}).get("spec", {}))
+    return ".".join([item.name, "takes-over", *(scope.lower() for scope in scopes)])
+
+
+def stand_in(item: Item) -> Object:
+    """Return what caps in a quota's place while that is made anew: the wanted one under another name."""
+    wanted = _counted_later(item) if _label_of(item) != item.tenant else item.wanted or {}
+    return {**wanted, "metadata": {**wanted["metadata"], "name": stand_in_name(item)}}
+
+
+def _label_of(item: Item) -> str | None:
+    """Return the tenant that a quota counts for so far."""
+    return item.live.labels.get(TENANT_LABEL) if item.live else None
+
+
+def _counted_later(item: Item) -> Object:
+    """Return the wanted quota so that it counts for nobody, and is ours, until there is room in a budget."""
+    wanted = item.wanted or {}
+    metadata = wanted["metadata"]
+    return {**wanted, "metadata": {**metadata, "labels": {**metadata["labels"], TENANT_LABEL: ""}}}
 
 
 def _drop_into(plan: Plan, live: Live, tenants: Mapping[str, str], delete_namespaces: bool) -> None:
@@ -447,11 +492,15 @@ def _shape(spec: Mapping[str, Any]) -> tuple[Sequence[str], bool, Mapping[str, s
 
 @dataclass(frozen=True)
 class Write:
-    """One request: an object to apply, or none for a delete. The last write of an item completes it."""
+    """One request: an object to apply, or none to delete the item's own, or its stand-in.
+
+    The last write of an item completes it.
+    """
 
     item: Item
     thing: Object | None
     completes: bool = True
+    of_stand_in: bool = False
 
 
 Chain = list[Write]
@@ -464,12 +513,13 @@ def order(plan: Plan) -> tuple[list[Chain], list[Chain]]:
     gives, so that no budget is exceeded in between whatever the order within a round.
     """
     by_namespace: dict[str, list[Item]] = {}
+    capped = {live.namespace for live, _tenant in plan.kept if live.kind == "ResourceQuota"}
     for item in plan.items:
         if not item.reason:
             by_namespace.setdefault(item.where, []).append(item)
     first, second = [], []
-    for items in by_namespace.values():
-        down, up = _chains(items)
+    for namespace, items in by_namespace.items():
+        down, up = _chains(items, namespace in capped)
         if down:
             first.append(down)
         if up:
@@ -477,7 +527,7 @@ def order(plan: Plan) -> tuple[list[Chain], list[Chain]]:
     return first, second
 
 
-def _chains(items: Sequence[Item]) -> tuple[Chain, Chain]:
+def _chains(items: Sequence[Item], stays_capped: bool) -> tuple[Chain, Chain]:
     of_kind: dict[str, list[Item]] = {}
     going: list[Item] = []
     for item in items:
@@ -491,23 +541,23 @@ def _chains(items: Sequence[Item]) -> tuple[Chain, Chain]:
     last = {"ResourceQuota": 0, "LimitRange": 1, "Namespace": 9}
     farewell = [Write(item, item.wanted) for item in sorted(going, key=lambda item: last.get(item.kind, 2))]
     if not (quotas or limits or namespaces or any(kind in of_kind for kind in EXTRAS)):
-        # The namespace is nobody's any more, or loses a part: what goes makes room for others.
-        return farewell, []
+        # The namespace is nobody's any more: what goes makes room for others. Where other quotas stay, one that goes
+        # makes none; it held the others down.
+        return ([], farewell) if stays_capped else (farewell, [])
+    replaced = replaced_in(quotas)
     shrinking = [item for item in quotas if _smaller(item)]
     tightening = bool(shrinking) or any(_demands_more(item) for item in quotas)
-    making_room = [item for item in quotas if _smaller(item) or _moves(item)]
+    making_room = [item for item in quotas if item.action != "replace" and (_smaller(item) or _moves(item))]
     down: Chain = [Write(item, _between(item), _between(item) == adopted(item)) for item in making_room]
-    if shrinking:
+    # Beside the old quotas all new ones only hold down.
+    down += _stand_ins(replaced, [item for item in quotas if item.action == "create"]) if replaced else []
+    if shrinking or replaced:
         down = [Write(item, item.wanted) for item in limits] + down
         limits = []
     done = {id(write.item) for write in down if write.completes}
-    grown: Chain = []
-    for item in quotas:
-        if id(item) in done:
-            continue
-        if item.action == "replace":
-            grown.append(Write(item, None, completes=False))
-        grown.append(Write(item, adopted(item)))
+    grown: Chain = [Write(item, adopted(item)) for item in quotas if id(item) not in done and item.action != "replace"]
+    for item in replaced:
+        grown += [Write(item, None, False), Write(item, item.wanted, False), Write(item, None, of_stand_in=True)]
     limit_writes = [Write(item, item.wanted) for item in limits]
     up: Chain = [Write(item, _with_kinds(item), _with_kinds(item) == item.wanted) for item in namespaces]
     up += limit_writes + grown if tightening else grown + limit_writes
@@ -516,6 +566,22 @@ def _chains(items: Sequence[Item]) -> tuple[Chain, Chain]:
     # A kind that went is noted as long as anything of it may be left.
     up += [Write(item, item.wanted) for item in namespaces if _with_kinds(item) != item.wanted]
     return down, up
+
+
+def _stand_ins(replaced: Sequence[Item], created: Sequence[Item]) -> Chain:
+    """Return what is written before quotas are made anew: what takes their places, and quotas that are new beside them.
+
+    Without the latter there would be no cap where a quota for all pods is followed by several for some.
+    """
+    chain: Chain = []
+    for item in replaced:
+        if _moves(item) and item.live:
+            metadata = _counted_later(item)["metadata"]
+            chain.append(Write(item, {**(item.wanted or {}), "metadata": metadata, **item.live.body}, False))
+    chain += [Write(item, stand_in(item), False) for item in replaced]
+    is_counted = all(_label_of(item) == item.tenant for item in replaced)
+    chain += [Write(item, item.wanted if is_counted else _counted_later(item), is_counted) for item in created]
+    return chain
 
 
 def _smaller(item: Item) -> list[str]:
@@ -529,8 +595,8 @@ def _smaller(item: Item) -> list[str]:
 
 def _moves(item: Item) -> bool:
     """Return whether a quota counts for another tenant so far."""
-    before = item.live.labels.get(TENANT_LABEL) if item.live else None
-    return bool(before) and before != item.tenant and item.action != "replace"
+    before = _label_of(item)
+    return bool(before) and before != item.tenant
 
 
 def _demands_more(item: Item) -> bool:
@@ -547,12 +613,9 @@ def _between(item: Item) -> Object:
         hard[name] = item.wanted_hard[name]
     owned = {path[2] for path in (item.live.owned if item.live else ()) if path[:2] == ("spec", "hard")}
     hard = {name: value for name, value in hard.items() if name in item.wanted_hard or name in owned}
-    # Until there is room in its tenant's budget it counts for nobody, and stays ours.
-    metadata = wanted["metadata"]
-    labels = dict(metadata["labels"])
-    if not item.live or item.live.labels.get(TENANT_LABEL) != item.tenant:
-        labels[TENANT_LABEL] = ""
-    return {**wanted, "metadata": {**metadata, "labels": labels}, "spec": {**wanted["spec"], "hard": hard}}
+    if _label_of(item) != item.tenant:
+        wanted = _counted_later(item)
+    return {**wanted, "spec": {**wanted["spec"], "hard": hard}}
 
 
 def _with_kinds(item: Item) -> Object | None:

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api i
     ApiError,
     Forbidden,
     Unreachable,
+    problem_lines,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.quotas import Chain, Item, Live, Plan, State, Write
 from ansible_collections.plainkube.cluster.plugins.module_utils.tenants import (
@@ -39,7 +40,6 @@ POD_PAGE = 500
 # With so few namespaces, asking in each costs less than reading the pods of all.
 FEW_NAMESPACES = 5
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "CronJob")
-SHOWN = 10
 # Of these kinds one name alone is ours.
 ONE_NAME = {"NetworkPolicy": POLICY_NAME, "ServiceAccount": "default"}
 
@@ -61,117 +61,110 @@ def load_document(tenants: Mapping[str, Any] | None, file: str | None) -> Docume
     return document_of(raw)  # type: ignore[arg-type]
 
 
-def raise_problems(answers: Iterable[Any], what: str) -> None:
-    """Raise one PlainkubeError that names all that went wrong among answers."""
-    problems = [answer for answer in answers if isinstance(answer, ApiError)]
-    if problems:
-        raise PlainkubeError("\n".join([f"{what}:", *(f"- {line}" for line in summary(problems))]))
+def read_cluster(api: Api, document: Document) -> State:
+    """Return what is there, by one list for each kind that the document or the cluster's tenants have.
 
-
-def summary(problems: Sequence[ApiError]) -> list[str]:
-    """Return problems in words, missing rights together with all their namespaces."""
-    lines: dict[str, list[str]] = {}
-    for problem in problems:
-        if isinstance(problem, Forbidden) and problem.is_a_missing_right:
-            where = f"namespace {problem.namespace}" if problem.namespace else "the whole cluster"
-            lines.setdefault(f"{problem.user} lacks the right to {problem.verb} {problem.resource}", []).append(where)
-        else:
-            lines.setdefault(str(problem), [])
-    return [f"{line} in {_some(places)}" if places else line for line, places in lines.items()]
-
-
-def _some(places: Sequence[str]) -> str:
-    """Return a list in words, its end only counted when it is long."""
-    unique = sorted(set(places))
-    more = f" and {len(unique) - SHOWN} more" if len(unique) > SHOWN else ""
-    return ", ".join(unique[:SHOWN]) + more
-
-
-@dataclass
-class Cluster:
-    """What was read of a cluster."""
-
-    state: State = field(default_factory=dict)
-    nodes: list[quota_checks.Node] = field(default_factory=list)
-    priority_classes: set[str] | None = None
-
-    @property
-    def namespaces(self) -> dict[str, Mapping[str, str]]:
-        """The labels of all namespaces by name."""
-        return {live.name: live.labels for live in self.state.values() if live.kind == "Namespace"}
-
-
-def read_cluster(api: Api, document: Document) -> Cluster:
-    """Return what is there: one list for each kind that is spoken of. Raises PlainkubeError."""
+    Raises PlainkubeError.
+    """
     reader = quotas.Reader()
-    cluster = Cluster()
-    classes = any(quota.priority_classes for profile in document.profiles.values() for quota in profile.quotas)
+    state: State = {}
 
-    def read(kind: str) -> list[Any]:
+    def read(kind: str) -> list[Live]:
         query = {"fieldSelector": f"metadata.name={ONE_NAME[kind]}"} if kind in ONE_NAME else {}
-        things = api.list(RESOURCES[kind].path(), PAGE, **query)
-        if kind == "Node":
-            return [node for thing in things if (node := quota_checks.node_of(thing))]
-        if kind == "PriorityClass":
-            return [thing["metadata"]["name"] for thing in things]
-        return [reader.live(kind, thing) for thing in things]
+        return [reader.live(kind, thing) for thing in api.list(RESOURCES[kind].path(), PAGE, **query)]
 
     def read_all(kinds: Sequence[str]) -> None:
         # One after the other: all pages of all kinds at once would be held in memory together.
-        answers = api.at_the_same_time(read, kinds, at_once=1)
-        raise_problems(answers, "the cluster cannot be read")
-        for kind, answer in zip(kinds, answers):
+        problems = []
+        for answer in api.at_the_same_time(read, kinds, at_once=1):
             if isinstance(answer, ApiError):
-                continue
-            if kind == "Node":
-                cluster.nodes = answer
-            elif kind == "PriorityClass":
-                cluster.priority_classes = set(answer)
+                problems.append(answer)
             else:
-                cluster.state.update({(live.kind, live.namespace, live.name): live for live in answer})
+                state.update({(live.kind, live.namespace, live.name): live for live in answer})
+        if problems:
+            # Whoever lacks one right lacks others: all are to be known at once.
+            look = Look(api)
+            if all(isinstance(problem, Forbidden) for problem in problems):
+                look.try_all(document)
+            raise PlainkubeError(unreadable([*problems, *look.missing]))
 
-    at_once = [*quotas.ALWAYS, "Node", *quotas.needed_extras(document), *(["PriorityClass"] if classes else [])]
+    at_once = [*quotas.ALWAYS, *quotas.needed_extras(document)]
     read_all(at_once)
-    namespaces = [live for live in cluster.state.values() if live.kind == "Namespace"]
+    namespaces = [live for live in state.values() if live.kind == "Namespace"]
     left = [kind for kind in quotas.needed_extras(document, namespaces) if kind not in at_once]
     if left:
         read_all(left)
-    return cluster
+    return state
 
 
-def count_pods(api: Api, namespaces: Sequence[str]) -> quota_checks.PodUse:
-    """Return what the pods of these namespaces use. Raises PlainkubeError."""
-    use = quota_checks.PodUse(namespaces)
-    for pod in _in_namespaces(api, "Pod", namespaces):
-        use.add(pod)
-    return use
+def unreadable(problems: Sequence[ApiError]) -> str:
+    """Return one message for all that stood against reading."""
+    return "\n".join(["the cluster cannot be read:", *(f"- {line}" for line in problem_lines(problems))])
 
 
-def _in_namespaces(api: Api, kind: str, namespaces: Sequence[str]) -> Iterable[Object]:
-    wanted = set(namespaces)
-    for place in namespaces if len(namespaces) <= FEW_NAMESPACES else ("",):
-        for thing in api.list(RESOURCES[kind].path(place), POD_PAGE):
-            if thing["metadata"]["namespace"] in wanted:
-                yield thing
+class Look:
+    """Reads what decides whether a plan may be written. Rights that are missing are kept until all are known."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.missing: list[Forbidden] = []
+
+    def try_all(self, document: Document) -> None:
+        """Find out about the rights to read all that a plan may need."""
+        for kind in ("Node", *(["PriorityClass"] if quotas.names_classes(document) else []), "Pod", *WORKLOADS):
+            next(self._things(kind, 1), None)
+
+    def nodes(self) -> list[quota_checks.Node]:
+        """Return what the nodes can give to tenants. Raises ApiError."""
+        return [node for thing in self._things("Node", PAGE) if (node := quota_checks.node_of(thing))]
+
+    def priority_classes(self) -> set[str]:
+        """Return the names of all PriorityClasses. Raises ApiError."""
+        return {thing["metadata"]["name"] for thing in self._things("PriorityClass", PAGE)}
+
+    def pods(self, namespaces: Sequence[str]) -> quota_checks.PodUse:
+        """Return what the pods of these namespaces use. Raises ApiError."""
+        use = quota_checks.PodUse(namespaces)
+        for pod in self._in_namespaces("Pod", namespaces) if namespaces else ():
+            use.add(pod)
+        return use
+
+    def refusals(self, plan: Plan, state: State) -> list[dict[str, Any]]:
+        """Return the workloads whose pods would be refused at their next rollout, and why. Raises ApiError."""
+        namespaces = quota_checks.namespaces_to_try(plan, state)
+        rules = quota_checks.rules_after(plan, state, namespaces)
+        found = []
+        for kind in WORKLOADS if namespaces else ():
+            for thing in self._in_namespaces(kind, namespaces):
+                metadata = thing["metadata"]
+                limits, specs = rules[metadata["namespace"]]
+                reasons = quota_checks.refusals(quota_checks.template_of(kind, thing), limits, specs)
+                if reasons:
+                    names = {"namespace": metadata["namespace"], "name": metadata["name"]}
+                    found.append({"kind": kind, **names, "reasons": reasons})
+        return found
+
+    def require_rights(self, document: Document) -> None:
+        """Raise PlainkubeError when something could not be read, with all that could not."""
+        if self.missing:
+            self.try_all(document)
+            raise PlainkubeError(unreadable(self.missing))
+
+    def _things(self, kind: str, limit: int, namespace: str = "") -> Iterator[Object]:
+        try:
+            yield from self._api.list(RESOURCES[kind].path(namespace), limit)
+        except Forbidden as error:
+            self.missing.append(error)
+
+    def _in_namespaces(self, kind: str, namespaces: Sequence[str]) -> Iterator[Object]:
+        wanted = set(namespaces)
+        for place in namespaces if len(namespaces) <= FEW_NAMESPACES else ("",):
+            for thing in self._things(kind, POD_PAGE, place):
+                if thing["metadata"]["namespace"] in wanted:
+                    yield thing
 
 
-def find_refusals(api: Api, plan: Plan, state: State) -> list[dict[str, Any]]:
-    """Return the workloads whose pods would be refused at their next rollout, and why. Raises PlainkubeError."""
-    namespaces = quota_checks.namespaces_to_try(plan, state)
-    rules = quota_checks.rules_after(plan, state, namespaces)
-    found = []
-    for kind in WORKLOADS if namespaces else ():
-        for thing in _in_namespaces(api, kind, namespaces):
-            metadata = thing["metadata"]
-            limits, specs = rules[metadata["namespace"]]
-            reasons = quota_checks.refusals(quota_checks.template_of(kind, thing), limits, specs)
-            if reasons:
-                names = {"namespace": metadata["namespace"], "name": metadata["name"]}
-                found.append({"kind": kind, **names, "reasons": reasons})
-    return found
-
-
-def class_faults(document: Document, known: set[str] | None) -> list[Fault]:
+def class_faults(document: Document, known: Collection[str]) -> list[Fault]:
     """Return the PriorityClasses of quotas that the cluster does not have."""
     return [
         Fault(
@@ -183,7 +176,7 @@ def class_faults(document: Document, known: set[str] | None) -> list[Fault]:
         for profile in document.profiles.values()
         for quota in profile.quotas
         for name in quota.priority_classes
-        if known is not None and name not in known
+        if name not in known
     ]
 
 
@@ -272,13 +265,20 @@ class Writer:
         item = write.item
         if self._dry_run and not write.completes:
             return Outcome("changed")
+        if self._dry_run and item.action == "replace":
+            # The server cannot try what comes in the place of another; what stands in for it can be tried.
+            self._api.apply(quotas.stand_in(item), FIELD_MANAGER, self._force, self._dry_run, live={})
+            return Outcome("changed")
+        if write.of_stand_in:
+            self._api.delete(quotas.stand_in(item))
+            return Outcome("changed")
         if write.thing is None:
             self._api.delete(_identity(item), self._dry_run)
             return Outcome("pruned" if item.action == "prune" else "changed")
         is_new_there = item.kind != "Namespace" and ("Namespace", "", item.namespace) not in self._state
-        if self._dry_run and (is_new_there or item.action == "replace"):
-            # The server cannot try what stands in a namespace that is not there yet, nor in the place of another.
-            return Outcome("created" if is_new_there else "changed")
+        if self._dry_run and is_new_there:
+            # The server cannot try what is in a namespace that is not there yet.
+            return Outcome("created")
         body, word = self._api.apply(write.thing, FIELD_MANAGER, self._force, self._dry_run, live={})
         if item.action == "create":
             # Also when somebody was faster: it was not there when the plan was made, nor when check mode looked.

@@ -631,7 +631,7 @@ def share(quotas: Iterable[tuple[Sequence[str], bool, Mapping[str, str]]]) -> di
     """Return what quotas of one namespace allow together, by resource.
 
     Each is given as scopes, whether it is for some PriorityClasses only, and hard. A quota for all pods caps a
-    resource, the smallest counts. Without one, a pair for terminating and other pods adds up to a cap.
+    resource, and a pair for terminating and other pods adds up to a cap; the smallest counts.
     """
     caps: dict[str, Fraction] = {}
     halves: dict[str, dict[str, Fraction]] = {}
@@ -645,8 +645,9 @@ def share(quotas: Iterable[tuple[Sequence[str], bool, Mapping[str, str]]]) -> di
                 half = halves.setdefault(name, {})
                 half[scopes[0]] = min(value, half.get(scopes[0], value))
     for name, half in halves.items():
-        if name not in caps and len(half) == len(OPPOSITES[0]):
-            caps[name] = sum(half.values(), Fraction(0))
+        if len(half) == len(OPPOSITES[0]):
+            together = sum(half.values(), Fraction(0))
+            caps[name] = min(together, caps.get(name, together))
     return caps
 
 

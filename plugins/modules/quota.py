@@ -11,8 +11,9 @@ short_description: Give tenants their shares
 description:
   - Brings a cluster to what one tenants document says of namespaces, ResourceQuotas, LimitRanges, default
     PodDisruptionBudgets and NetworkPolicies, Pod Security levels and the tokens of default service accounts.
-  - Looks first, with one list for each kind, and writes only what differs, by server-side apply with a field manager of
-    its own. What carries its label and its manager and is in no document any more is removed.
+  - Looks first, with one list for each kind that the document writes, and writes only what differs, by server-side
+    apply with a field manager of its own. What carries its label and its manager and is in no document any more is
+    removed.
   - What shrinks is written before what grows, so that a tenant's budget holds at every moment. A run that was cut off
     is finished by the next.
   - The document is described by C(data/tenants.schema.json) and on the page C(docs/tenants.md).
@@ -153,7 +154,10 @@ rollouts:
     name: {description: Its name., type: str}
     reasons: {description: What the API server would say., type: list, elements: str}
 overcommit:
-  description: For each resource what tenants may use against what the nodes can give, also after losses.
+  description:
+    - For each resource what tenants may use against what the nodes can give, also after losses.
+    - Empty when nothing is to be written and the document has neither C(reserve) nor C(overcommit). Nodes are not
+      asked for then.
   returned: when the cluster was read
   type: list
   elements: dict
@@ -187,6 +191,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api i
     HAS_KUBERNETES,
     Api,
     NoWayIn,
+    problem_lines,
     secrets_in,
 )
 
@@ -209,34 +214,39 @@ class Refused(PlainkubeError):
 
 
 def planned(
-    options: dict[str, Any], document: tenants.Document, cluster: quotas_io.Cluster, api: Api
+    options: dict[str, Any], document: tenants.Document, state: quotas.State, api: Api
 ) -> tuple[quotas.Plan, dict[str, Any]]:
     """Return what to write, and what there is to say of it. Raises PlainkubeError with all that stands against it."""
-    found, double = tenants.members(document.tenants.values(), document.profiles, cluster.namespaces)
-    plan = quotas.build(document, found, cluster.state, options["delete_namespaces"])
-    overcommit = quota_checks.overcommit(document, found, cluster.nodes)
-    against = [
-        *double,
-        *plan.faults,
-        *tenants.budget_faults(document.tenants, found),
-        *quota_checks.capacity_faults(document, overcommit, cluster.nodes),
-        *quotas_io.class_faults(document, cluster.priority_classes),
-    ]
+    labels = {live.name: live.labels for live in state.values() if live.kind == "Namespace"}
+    found, double = tenants.members(document.tenants.values(), document.profiles, labels)
+    plan = quotas.build(document, found, state, options["delete_namespaces"])
+    against = [*double, *plan.faults, *tenants.budget_faults(document.tenants, found)]
+    look = quotas_io.Look(api)
+    # Where nothing is written, nodes matter to what the document itself says of them, and PriorityClasses to nothing.
+    matters = bool(plan.items or against)
+    overcommit = []
+    if matters or document.overcommit or document.reserve:
+        nodes = look.nodes()
+        overcommit = quota_checks.overcommit(document, found, nodes)
+        against += quota_checks.capacity_faults(document, overcommit, nodes)
+    if quotas.names_classes(document) and (against or quotas.writes_classes(plan)):
+        against += quotas_io.class_faults(document, look.priority_classes())
+    shrunk = quota_checks.shrinks(plan, look.pods(quota_checks.namespaces_to_count(plan, state)))
+    look.require_rights(document)
     words = [str(fault) for fault in against]
     if not options["force"]:
         words += [f"{line}; change it there, or take it over with force: true" for line in quotas.conflict_faults(plan)]
-    to_count = quota_checks.namespaces_to_count(plan, cluster.state)
-    shrunk = quota_checks.shrinks(plan, quotas_io.count_pods(api, to_count)) if to_count else {}
     if options["on_shrink"] == "fail":
         remedy = "free it first, or choose on_shrink: report or force"
         words += [f"{shrink}; {remedy}" for shrinks in shrunk.values() for shrink in shrinks]
     if words:
         raise Refused(tenants.message(words, "the tenants document against this cluster"))
     if options["on_shrink"] == "report":
-        quotas.refuse_shrinks(plan, shrunk, document.tenants, cluster.state)
-    rollouts = quotas_io.find_refusals(api, plan, cluster.state)
-    plan.warnings += quota_checks.doubled(found, cluster.state)
-    plan.warnings += quota_checks.empty_entries(document, cluster.namespaces)
+        quotas.refuse_shrinks(plan, shrunk, document.tenants, state)
+    rollouts = look.refusals(plan, state)
+    look.require_rights(document)
+    plan.warnings += quota_checks.doubled(found, state)
+    plan.warnings += quota_checks.empty_entries(document, labels)
     plan.warnings += [f"{item.title} was left as it is: {item.reason}" for item in plan.items if item.reason]
     return plan, {
         "overcommit": overcommit,
@@ -276,10 +286,10 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             raise
         module.warn(f"There is nothing to compare with: {error}")
         return {"changed": False, **NOTHING}
-    cluster = quotas_io.read_cluster(api, document)
-    plan, said = planned(options, document, cluster, api)
+    state = quotas_io.read_cluster(api, document)
+    plan, said = planned(options, document, state, api)
     budgeted = [name for name, tenant in document.tenants.items() if tenant.budget]
-    writer = quotas_io.Writer(api, cluster.state, budgeted, options["force"], module.check_mode, module._diff)
+    writer = quotas_io.Writer(api, state, budgeted, options["force"], module.check_mode, module._diff)
     writer.run(plan)
 
     found = outcomes(plan, writer)
@@ -308,7 +318,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     problems = [outcome.problem for outcome in writer.outcomes.values() if outcome.problem]
     if problems:
         done = sum(len(found[word]) for word in ("created", "changed", "pruned"))
-        lines = quotas_io.summary(problems)
+        lines = problem_lines(problems)
         result["failed"] = True
         result["msg"] = "\n".join(
             [

@@ -20,8 +20,8 @@ import pytest
 from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api import RESOURCES, ApiError
 from ansible_collections.plainkube.cluster.plugins.module_utils.quantities import parse_quantity
 from ansible_collections.plainkube.cluster.plugins.module_utils.quota_checks import refusals
-from ansible_collections.plainkube.cluster.plugins.module_utils.tenants import document_of, faults_of
-from api_servers import CHECKOUT, ApiServer
+from ansible_collections.plainkube.cluster.plugins.module_utils.tenants import document_of, faults_of, share
+from api_servers import CHECKOUT, ApiServer, FaultProxy
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
 from module_runs import Answer, run_module
@@ -122,7 +122,8 @@ def test_everything_is_made_once_and_check_mode_says_so_before(server: ApiServer
     assert second.result["changed"] is False
     assert counts(second) == {"unchanged": 2 * OBJECTS_OF_FULL_PROFILE}
     assert second.result["writes"] == 0
-    assert second.result["requests"] <= 8
+    # One for each kind that the document writes: nodes and PriorityClasses matter to what is written alone.
+    assert second.result["requests"] == 6
     assert counts(apply(server, wanted, check=True)) == counts(second)
     assert snapshot(server) == after
 
@@ -353,13 +354,109 @@ def test_workloads_that_would_be_refused_are_named(server: ApiServer) -> None:
     assert apply(server, wanted).result["rollouts"] == []
 
 
-def test_scopes_are_changed_by_taking_the_quota_s_place(server: ApiServer) -> None:
+SCOPED = {"quotas": {"q": {"hard": {"pods": 3}, "scopes": ["Terminating"]}, "r": {"hard": {"pods": 9}}}}
+OTHERWISE_SCOPED = {"quotas": {"q": {"hard": {"pods": 5}, "scopes": ["NotTerminating"]}, "r": {"hard": {"pods": 9}}}}
+FOR_ALL = {"quotas": {"q": {"hard": {"pods": 9}}}}
+FOR_SOME = {
+    "quotas": {
+        "q": {"hard": {"pods": 3}, "scopes": ["NotTerminating"]},
+        "s": {"hard": {"pods": 5}, "scopes": ["Terminating"]},
+    }
+}
+
+
+def quotas_since(server: ApiServer, namespace: str, version: str) -> list[dict[str, Any]]:
+    """Return the quotas that the server has had in a namespace after each write since a version, specs by name."""
+    path = RESOURCES["ResourceQuota"].path(namespace)
+    current = {thing["metadata"]["name"]: thing["spec"] for thing in server.api().list(path)}
+    query = f"watch=true&resourceVersion={version}&timeoutSeconds=1"
+    answer = server.api()._pool.request("GET", f"{server.url}{path}?{query}")
+    events = [json.loads(line) for line in answer.data.splitlines()]
+    # Backwards from now: a watch tells what was written, and not what was there before.
+    history = [current]
+    for event in reversed(events):
+        thing = event["object"]
+        before = dict(history[0])
+        if event["type"] == "DELETED":
+            before[thing["metadata"]["name"]] = thing["spec"]
+        elif event["type"] == "ADDED":
+            del before[thing["metadata"]["name"]]
+        history.insert(0, before)
+    return history
+
+
+def version_of(server: ApiServer) -> str:
+    """Return the version of everything that the server has now."""
+    _status, body = server.api().ask("list", RESOURCES["ResourceQuota"].path())
+    return str(body["metadata"]["resourceVersion"])
+
+
+def allowed(quotas: dict[str, Any]) -> Any:
+    """Return how many pods quotas allow together."""
+    shapes = ((spec.get("scopes") or (), False, spec["hard"]) for spec in quotas.values())
+    return share(shapes).get("pods")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        (SCOPED, OTHERWISE_SCOPED, {"changed": 1, "unchanged": 1}),
+        (FOR_ALL, FOR_SOME, {"changed": 1, "created": 1}),
+        (FOR_SOME, FOR_ALL, {"changed": 1, "pruned": 1}),
+    ],
+    ids=["another scope", "from all to some", "from some to all"],
+)
+def test_scopes_change_without_a_moment_without_a_cap(
+    server: ApiServer, before: dict[str, Any], after: dict[str, Any], changed: dict[str, int]
+) -> None:
     server.make_namespaces(["a"])
-    apply(server, document("a", profile={"quotas": {"q": {"hard": {"pods": 1}, "scopes": ["Terminating"]}}}))
-    wanted = document("a", profile={"quotas": {"q": {"hard": {"pods": 1}, "scopes": ["NotTerminating"]}}})
+    apply(server, document("a", profile=before))
+    wanted = document("a", profile=after)
     tried = apply(server, wanted, check=True)
-    assert counts(apply(server, wanted)) == counts(tried) == {"changed": 1}
-    assert counts(apply(server, wanted)) == {"unchanged": 1}
+    version = version_of(server)
+    assert counts(apply(server, wanted)) == counts(tried) == changed
+    history = quotas_since(server, "a", version)
+    assert set(history[0]) == set(before["quotas"]) and set(history[-1]) == set(after["quotas"])
+    # What stands in comes, the old one goes, the new one comes, what stood in goes.
+    assert len(history) >= 5
+    most = max(allowed(history[0]), allowed(history[-1]))
+    for moment in history:
+        assert allowed(moment) is not None and allowed(moment) <= most, moment
+        # Whichever scopes the name q had or will have: one of both holds, and no moment has neither.
+        assert any(name.partition(".")[0] == "q" for name in moment), moment
+    assert counts(apply(server, wanted)) == {"unchanged": len(after["quotas"])}
+
+
+def test_a_change_of_scopes_that_is_cut_off_anywhere_is_finished_by_the_next_run(
+    server: ApiServer, fault_proxy: FaultProxy
+) -> None:
+    server.make_namespaces(["a"])
+    for writes in (1, 2, 3):
+        apply(server, document("a", profile=FOR_ALL))
+        wanted = document("a", profile=FOR_SOME)
+        version, begun = version_of(server), len(fault_proxy.writes())
+        # The API goes away before the next write: whatever is left is not done.
+        fault_proxy.misbehave = lambda _number, method, _path, limit=begun + writes: (
+            "422" if method != "GET" and len(fault_proxy.writes()) > limit else None
+        )
+        cut = apply(server, wanted, kubeconfig=fault_proxy.kubeconfig)
+        assert cut.result["failed"] and cut.result["counts"]["refused"], writes
+        last = apply(server, wanted)
+        assert "failed" not in last.result, last.message
+        history = quotas_since(server, "a", version)
+        assert set(history[-1]) == {"q", "s"}
+        assert all(allowed(moment) is not None for moment in history), (writes, history)
+        assert counts(apply(server, wanted)) == {"unchanged": 2}
+
+
+def test_a_quota_that_counts_other_pods_from_now_on_is_held_against_their_use(server: ApiServer) -> None:
+    profile = {"quotas": {"q": {"hard": {"pods": 3}, "scopes": ["Terminating"]}}}
+    server.make_namespaces(["a"])
+    apply(server, document("a", profile=profile))
+    for number in range(4):
+        make_pod(server, "a", f"pod-{number}")
+    del profile["quotas"]["q"]["scopes"]
+    assert "a: pods (quota q): 4 used, 3 wanted" in apply(server, document("a", profile=profile)).message
 
 
 def test_objects_of_others_that_get_into_the_way_are_warned_about(server: ApiServer) -> None:

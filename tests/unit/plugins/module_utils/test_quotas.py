@@ -21,6 +21,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.tenants import (
     document_of,
     members,
     objects,
+    share,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as some
@@ -95,11 +96,19 @@ def capped(shares: dict[str, tuple[str, dict[str, int]]], tenant: str, resource:
 def write(state: State, writes: Sequence[quotas.Write]) -> None:
     """Do to a state what the server would."""
     for each in writes:
-        key = (each.item.kind, each.item.namespace, each.item.name)
+        name = each.item.name
+        if each.of_stand_in:
+            name = quotas.stand_in_name(each.item)
+        elif each.thing:
+            name = each.thing["metadata"]["name"]
+        key = (each.item.kind, each.item.namespace, name)
         if each.thing is None:
             state.pop(key, None)
         else:
-            state[key] = as_live(each.thing)
+            before, thing = state.get(key), each.thing
+            if before and each.item.kind == "ResourceQuota":
+                assert before.body["spec"].get("scopes") == thing["spec"].get("scopes"), "the server refuses this"
+            state[key] = as_live(thing)
 
 
 def interleaved(chains: Sequence[quotas.Chain], chance: random.Random) -> Iterable[quotas.Write]:
@@ -151,6 +160,88 @@ def test_no_order_of_applying_exceeds_a_budget_midway(
                 for key, limit_of_key in most.items():
                     assert now.get(key, Fraction(0)) <= limit_of_key, key
     assert totals(state) == end
+    assert quotas.build(document, found, state).items == []
+
+
+# Quotas of a namespace by name: scopes, and how many pods.
+scoped = some.dictionaries(
+    some.sampled_from(["q", "r"]),
+    some.tuples(some.sampled_from([(), ("Terminating",), ("NotTerminating",), ("BestEffort",)]), some.integers(0, 9)),
+    max_size=2,
+)
+scoped_shares = some.dictionaries(
+    some.sampled_from(NAMESPACES[:3]), some.tuples(some.sampled_from(TENANTS), scoped), max_size=3
+)
+Scoped = dict[str, tuple[str, dict[str, tuple[tuple[str, ...], int]]]]
+
+
+def scoped_document(given: Scoped) -> tuple[Document, list[Member]]:
+    raw = raw_document({name: (tenant, {}) for name, (tenant, _quotas) in given.items()})
+    for name, (_tenant, found) in given.items():
+        raw["profiles"][name] = {
+            "quotas": {
+                quota_name: {"hard": {"pods": pods}, **({"scopes": list(scopes)} if scopes else {})}
+                for quota_name, (scopes, pods) in found.items()
+            }
+        }
+    return made_of(raw)
+
+
+def caps(state: State) -> dict[str, Fraction]:
+    """Return how many pods each namespace may have, of those that have a cap."""
+    found: dict[str, list[Any]] = {}
+    for live in state.values():
+        if live.kind == "ResourceQuota":
+            spec = live.body["spec"]
+            found.setdefault(live.namespace, []).append((spec.get("scopes") or (), False, spec["hard"]))
+    return {name: cap["pods"] for name, shapes in found.items() if "pods" in (cap := share(shapes))}
+
+
+def capped_by_tenant(state: State, owners: dict[str, str]) -> dict[str, Fraction]:
+    """Return how many pods each tenant may have in these namespaces: they count for their owner as soon as one quota
+    says so, and for the one before until then."""
+    total = dict.fromkeys(TENANTS, Fraction(0))
+    cap = caps(state)
+    for name, owner in owners.items():
+        found = {live.labels.get(TENANT_LABEL) for live in state.values() if live.namespace == name}
+        for tenant in [owner] if owner in found else found & set(TENANTS):
+            total[str(tenant)] += cap.get(name, Fraction(0))
+    return total
+
+
+@settings(max_examples=300)
+@given(before=scoped_shares, after=scoped_shares, chance=some.randoms(use_true_random=False), stop=some.integers(0, 14))
+def test_a_namespace_is_never_without_the_cap_that_it_has_before_and_after(
+    before: Scoped, after: Scoped, chance: random.Random, stop: int
+) -> None:
+    """Also while scopes change, which the server lets nobody do, and wherever a run is cut off."""
+    _document, members_before = scoped_document(before)
+    things = [as_live(thing) for member in members_before for thing in objects(member)]
+    state = state_of([*things, *(namespace(name) for name in NAMESPACES)])
+    document, found = scoped_document(after)
+    goal = state_of([as_live(thing) for member in found for thing in objects(member)])
+    start, end = caps(state), caps(goal)
+    always = {name: max(start[name], end[name]) for name in start.keys() & end.keys()}
+    owners = {name: after[name][0] for name in always}
+    tenants_start, tenants_end = capped_by_tenant(state, owners), capped_by_tenant(goal, owners)
+    budgets = {tenant: max(tenants_start[tenant], tenants_end[tenant]) for tenant in TENANTS}
+    for limit in (stop, 10**6):
+        plan = quotas.build(document, found, state)
+        done = 0
+        for chains in quotas.order(plan):
+            for each in interleaved(chains, chance):
+                if done >= limit:
+                    break
+                write(state, [each])
+                done += 1
+                now, tenants_now = caps(state), capped_by_tenant(state, owners)
+                for name, most in always.items():
+                    assert name in now, f"{name} has no cap"
+                    assert now[name] <= most, name
+                for tenant, most in budgets.items():
+                    assert tenants_now[tenant] <= most, tenant
+    left = {key: live.body for key, live in state.items() if live.kind == "ResourceQuota"}
+    assert left == {key: live.body for key, live in goal.items()}
     assert quotas.build(document, found, state).items == []
 
 
@@ -209,6 +300,35 @@ def test_a_quota_that_shrinks_and_grows_goes_through_the_smaller_of_both() -> No
     assert [each.thing["spec"]["hard"] for each in down if each.thing] == [{"pods": "3", "requests.cpu": "1"}]
     assert not down[0].completes
     assert up[0].thing and up[0].thing["spec"]["hard"] == {"pods": "3", "requests.cpu": "5", "limits.cpu": "7"}
+
+
+def names_in(chains: Sequence[quotas.Chain]) -> list[str]:
+    """Return what chains write, with a minus for what they delete."""
+    found = []
+    for each in (write for chain in chains for write in chain):
+        name = quotas.stand_in_name(each.item) if each.of_stand_in else each.item.name
+        found.append(each.thing["metadata"]["name"] if each.thing else f"-{name}")
+    return found
+
+
+def test_what_follows_a_quota_for_all_pods_is_there_before_others_grow() -> None:
+    terminating, other = {"scopes": ["Terminating"]}, {"scopes": ["NotTerminating"]}
+    plan = plan_between(
+        {"quotas": {"q": {"hard": {"pods": 9}}}},
+        {"quotas": {"q": {"hard": {"pods": 3}, **other}, "r": {"hard": {"pods": 2}, **terminating}}},
+    )
+    down, up = quotas.order(plan)
+    assert names_in(down) == ["q.takes-over.notterminating", "r"]
+    assert names_in(up) == ["-q", "q", "-q.takes-over.notterminating"]
+
+
+def test_a_quota_goes_after_others_have_shrunk_when_it_held_one_down_that_stays() -> None:
+    both = {"quotas": {"q": {"hard": {"pods": 9}}, "r": {"hard": {"pods": 2}}}}
+    plan = plan_between(both, {"quotas": {"q": {"hard": {"pods": 9}}}})
+    down, up = quotas.order(plan)
+    assert (names_in(down), names_in(up)) == ([], ["-r"])
+    down, up = quotas.order(plan_between(both, {}))
+    assert (sorted(names_in(down)), names_in(up)) == (["-q", "-r"], [])
 
 
 def quota(hard: dict[str, str], **metadata: Any) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api i
     Forbidden,
     Request,
     Unreachable,
+    problem_lines,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.quotas import Item, Plan, Reader
-from ansible_collections.plainkube.cluster.plugins.module_utils.quotas_io import Writer, load_document, summary
+from ansible_collections.plainkube.cluster.plugins.module_utils.quotas_io import Writer, load_document
 from ansible_collections.plainkube.cluster.plugins.module_utils.tenants import TENANT_LABEL, DocumentError
 
 
@@ -143,7 +144,7 @@ def test_missing_rights_are_said_together() -> None:
     ]
     problems.append(ApiError(Request("patch", "limitranges", "a", "l"), "is invalid"))
     places = ", ".join(sorted(f"namespace n{number}" for number in range(12))[:10])
-    assert summary(problems) == [
+    assert problem_lines(problems) == [
         f"bob lacks the right to patch resourcequotas in {places} and 2 more",
         "patch limitranges l in namespace a: is invalid",
     ]

@@ -167,12 +167,18 @@ def test_namespaces_are_found_by_name_and_by_labels_and_once() -> None:
     assert "namespace shop-db, which tenants.shop.namespaces[1] of the same tenant has too" in str(double[0])
 
 
+PAIR: list[Any] = [(("Terminating",), False, {"pods": "2"}), (("NotTerminating",), False, {"pods": "3"})]
+
+
 @pytest.mark.parametrize(
     ("quotas", "expected"),
     [
         ([((), False, {"cpu": "2"}), ((), False, {"requests.cpu": "3"})], {"requests.cpu": 2}),
         ([(("Terminating",), False, {"pods": "2"})], {}),
-        ([(("Terminating",), False, {"pods": "2"}), (("NotTerminating",), False, {"pods": "3"})], {"pods": 5}),
+        (PAIR, {"pods": 5}),
+        ([((), False, {"pods": "4"}), (("Terminating",), False, {"pods": "2"})], {"pods": 4}),
+        ([*PAIR, ((), False, {"pods": "4"})], {"pods": 4}),
+        ([*PAIR, ((), False, {"pods": "6"})], {"pods": 5}),
         ([((), True, {"pods": "2"})], {}),
     ],
 )
