@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.plainkube.cluster.plugins.module_utils import audit_reports
 from ansible_collections.plainkube.cluster.plugins.module_utils.audit_subjects import (
+    CLUSTER_WIDE,
     HELM_LABELS,
     Cluster,
+    Object,
     Scope,
     kinds_meant,
     kinds_to_read,
@@ -28,42 +30,108 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.kubernetes_api i
     RESOURCES,
     Api,
     Forbidden,
+    problem_lines,
 )
 
 METRICS = "/metrics"
 DEPRECATED = "apiserver_requested_deprecated_apis{"
 # Reports say where a cluster is weak.
 FILE_MODE = 0o600
+# Rules that a message names; more are counted.
+SHOWN_RULES = 5
 
 
 def read_cluster(api: Api, rules: Iterable[Rule], scope: Scope) -> Cluster:
     """Return what rules need of a cluster. Raises AuditError that names every right that is missing, and ApiErrors."""
-    enabled = [rule for rule in rules if rule.enabled]
     # Rules about Any look at what the others have read.
-    kinds = kinds_meant(kind for rule in enabled for kind in rule.kinds if kind != "Any")
-    facts = set(all_facts(enabled))
+    meant = {
+        rule.id: (rule, [kind for kind in kinds_meant(set(rule.kinds) - {"Any"}) if scope.looks_at(kind)])
+        for rule in rules
+        if rule.enabled
+    }
+    asking = [rule for rule, kinds in meant.values() if kinds or "Any" in rule.kinds]
+    facts = set(all_facts(asking))
     cluster = Cluster(scope)
-    missing: list[str] = []
-    for kind in kinds_to_read(kinds, facts):
-        path = RESOURCES[kind].path()
-        try:
-            # A release's Secret holds up to a megabyte of which nothing is wanted but its labels.
-            found = api.list_metadata(path, labelSelector=HELM_LABELS) if kind == "Secret" else api.list(path)
-            for thing in found:
-                cluster.add(kind, thing)
-        except Forbidden as error:
-            missing.append(str(error))
+    reader = Reader(api, scope)
+    for kind in kinds_to_read((kind for _rule, kinds in meant.values() for kind in kinds), facts):
+        for thing in reader.things(kind):
+            cluster.add(kind, thing)
     if "deprecated_requests" in facts and scope.is_whole_cluster:
         try:
             cluster.deprecated_requests = deprecated_requests(api.get_text(METRICS))
         except Forbidden as error:
-            missing.append(str(error))
-    if missing:
-        raise AuditError(
-            "; ".join(missing) + "; docs/audit.md has a ClusterRole with all that the shipped rules read, "
-            "and a rule that is switched off needs no right"
-        )
+            reader.missing[METRICS] = [error]
+    if reader.missing:
+        for_kinds = {rule.id: kinds_to_read(meant[rule.id][1], rule.facts) for rule in asking}
+        raise AuditError(_message(reader.missing, for_kinds, scope))
     return cluster
+
+
+class Reader:
+    """Reads kinds for an audit. Rights that are missing are kept, by kind, until all of them are known.
+
+    Where the right to a list of the whole cluster is missing and the namespaces are named, each is read by itself:
+    rights in these are enough.
+    """
+
+    def __init__(self, api: Api, scope: Scope) -> None:
+        self._api = api
+        self._names = scope.names
+        # With one namespace its own list is all that is wanted.
+        self._one_by_one = len(self._names) == 1
+        self.missing: dict[str, list[Forbidden]] = {}
+
+    def things(self, kind: str) -> Iterator[Object]:
+        """Yield all objects of a kind. Raises ApiErrors but for missing rights."""
+        if kind in CLUSTER_WIDE and kind != "Namespace":
+            yield from self._kept(kind, self._list(kind))
+            return
+        if not self._one_by_one:
+            try:
+                yield from self._list(kind)
+                return
+            except Forbidden as error:
+                if not self._names:
+                    self.missing[kind] = [error]
+                    return
+                self._one_by_one = True
+        for name in self._names:
+            yield from self._kept(kind, self._namespace(name) if kind == "Namespace" else self._list(kind, name))
+
+    def _kept(self, kind: str, things: Iterator[Object]) -> Iterator[Object]:
+        try:
+            yield from things
+        except Forbidden as error:
+            self.missing.setdefault(kind, []).append(error)
+
+    def _list(self, kind: str, namespace: str = "") -> Iterator[Object]:
+        path = RESOURCES[kind].path(namespace)
+        # A release's Secret holds up to a megabyte of which nothing is wanted but its labels.
+        if kind == "Secret":
+            return self._api.list_metadata(path, labelSelector=HELM_LABELS)
+        return self._api.list(path)
+
+    def _namespace(self, name: str) -> Iterator[Object]:
+        found = self._api.get(RESOURCES["Namespace"].path(name=name))
+        if found:
+            yield found
+
+
+def _message(missing: Mapping[str, list[Forbidden]], for_kinds: Mapping[str, Sequence[str]], scope: Scope) -> str:
+    """Return one message for all rights that are missing, with the rules that can be switched off instead."""
+    lines = []
+    for kind, errors in missing.items():
+        askers = [rule for rule, kinds in for_kinds.items() if kind in kinds]
+        words = f", which {', '.join(askers)} ask{'s' if len(askers) == 1 else ''} for" if askers else ""
+        if len(askers) > SHOWN_RULES:
+            words = f", which {len(askers)} rules ask for"
+        lines += [line + words for line in problem_lines(errors)]
+    advice = (
+        "docs/audit.md has the roles for what the shipped rules read, and a rule that is switched off needs no right"
+    )
+    if not scope.names:
+        advice += "; where namespaces are named, without patterns, rights in these are enough for most rules"
+    return "\n".join(["the cluster cannot be read:", *(f"- {line}" for line in lines), advice])
 
 
 def deprecated_requests(metrics: str) -> list[dict[str, str]]:

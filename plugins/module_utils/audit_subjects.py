@@ -90,7 +90,7 @@ FACTS: dict[str, Fact] = {
         "the API versions that the object's manifest (as kubectl noted it) and its writers used", SUBJECT_KINDS
     ),
     "exemptions": Fact("the exemptions that the object carries, judged", SUBJECT_KINDS),
-    "replicas": Fact("how many pods are wanted", WORKLOADS, ("Pod", "Node")),
+    "replicas": Fact("how many pods are wanted", WORKLOADS, ("Pod",)),
     "running": Fact("how many of its pods are on a node and not at their end", WORKLOADS, ("Pod",)),
     "ready": Fact("how many of its pods are ready", WORKLOADS, ("Pod",)),
     "nodes": Fact("the nodes that its pods are on, and how many pods each has", WORKLOADS, ("Pod",)),
@@ -166,6 +166,17 @@ class Scope:
     def is_whole_cluster(self) -> bool:
         """Whether objects outside namespaces are looked at as well."""
         return not self.namespaces
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The namespaces that are looked at, when all are named without a pattern."""
+        if any(letter in pattern for pattern in self.namespaces for letter in "*?["):
+            return ()
+        return tuple(name for name in dict.fromkeys(self.namespaces) if self.holds(name))
+
+    def looks_at(self, kind: str) -> bool:
+        """Return whether objects of a kind are looked at for themselves, and not for the sake of others only."""
+        return self.is_whole_cluster or kind == "Namespace" or kind not in CLUSTER_WIDE
 
     def holds(self, namespace: str) -> bool:
         """Return whether a namespace is looked at."""
@@ -264,7 +275,7 @@ class Cluster:
         """Yield all that rules look at, one after the other: the object as the API has it, and its facts."""
         related = _Related(self)
         for kind, things in self.kept.items():
-            if kind in CLUSTER_WIDE and kind != "Namespace" and not self.scope.is_whole_cluster:
+            if not self.scope.looks_at(kind):
                 continue
             for (namespace, name), thing in things.items():
                 template = pod_template(kind, thing)

@@ -357,22 +357,67 @@ def test_a_rule_of_ones_own(api_server: ApiServer, namespace: str, audit: Audit)
 
 def test_missing_rights_are_all_named_in_one_message(api_server: ApiServer, namespace: str, audit: Audit) -> None:
     make(api_server, [team(namespace)])
+    user = f"reader-{namespace}"
     allowed = [{"apiGroups": ["", "apps", "batch"], "resources": ["*"], "verbs": ["list"]}]
-    answer = audit(kubeconfig=str(api_server.kubeconfig_for(f"reader-{namespace}", allowed)))
+    answer = audit(kubeconfig=str(api_server.kubeconfig_for(user, allowed)))
     assert answer.code == 1
-    for words in ("list poddisruptionbudgets", "list clusterroles", "get metrics"):
-        assert words in answer.message
+    head, *lines, advice = answer.message.splitlines()
+    assert head == "the cluster cannot be read:" and "docs/audit.md" in advice
+    assert len(lines) == len(set(lines)) == 11, answer.message
+    lacks = f"- {user} lacks the right to"
+    asked_for_by = "which storage-class-default, storage-class-deletes ask for"
+    assert f"{lacks} list storageclasses in the whole cluster, {asked_for_by}" in answer.message
+    for words in ("list poddisruptionbudgets in the whole cluster", "list clusterroles", "get /metrics"):
+        assert f"{lacks} {words}" in answer.message
     assert "list pods" not in answer.message
-    assert len(answer.message.splitlines()) == 1
+
+
+def roles_in_docs() -> dict[str, list[Object]]:
+    """Return the rules of the roles that the docs show, by kind."""
+    page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    texts = re.findall(r"```yaml\n(apiVersion: rbac.*?)```", page, flags=re.DOTALL)
+    return {role["kind"]: role["rules"] for role in map(yaml.safe_load, texts)}
 
 
 def test_the_role_in_the_docs_is_enough(api_server: ApiServer, namespace: str, audit: Audit) -> None:
     make(api_server, [team(namespace)])
-    page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"```yaml\n(apiVersion: rbac.*?)```", page, flags=re.DOTALL)
-    kubeconfig = api_server.kubeconfig_for(f"auditor-{namespace}", yaml.safe_load(text)["rules"])
+    kubeconfig = api_server.kubeconfig_for(f"auditor-{namespace}", roles_in_docs()["ClusterRole"])
     answer = audit(kubeconfig=str(kubeconfig))
     assert answer.code == 0, answer.message
+
+
+# What takes rights in the whole cluster, as the docs say.
+BEYOND_NAMESPACES = [
+    {"id": rule, "enabled": False} for rule in ("replicas-on-one-node", "replicas-in-one-zone", "rbac-exec")
+]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_rights_in_some_namespaces_are_enough_for_an_audit_of_these(
+    api_server: ApiServer, make_namespaces: Callable[..., list[str]], audit: Audit, count: int
+) -> None:
+    *audited, other = make_namespaces(count + 1)
+    make(api_server, [team(name, image="example.org/shop") for name in (*audited, other)])
+    user = f"team-{other}"
+    for name in audited:
+        kubeconfig = api_server.kubeconfig_for(user, roles_in_docs()["Role"], name)
+    answer = audit(*audited, kubeconfig=str(kubeconfig), rules=BEYOND_NAMESPACES)
+    assert answer.code == 0, answer.message
+    assert answer.result["findings"] == audit(*audited, rules=BEYOND_NAMESPACES).result["findings"]
+    assert {finding["namespace"] for finding in answer.result["findings"]} == set(audited)
+
+    rules_on = audit(*audited, kubeconfig=str(kubeconfig))
+    assert rules_on.message.splitlines()[1:-1] == [
+        f"- {user} lacks the right to list nodes in the whole cluster, which replicas-on-one-node, "
+        "replicas-in-one-zone ask for",
+        f"- {user} lacks the right to list clusterroles in the whole cluster, which rbac-exec asks for",
+    ]
+    too_far = audit(*audited, other, kubeconfig=str(kubeconfig), rules=BEYOND_NAMESPACES).message
+    assert f"- {user} lacks the right to list pods in namespace {other}" in too_far
+    assert f"- {user} lacks the right to get namespaces in namespace {other}" in too_far
+    assert not any(name in too_far for name in audited)
+    by_pattern = audit(f"{audited[0]}*", kubeconfig=str(kubeconfig), rules=BEYOND_NAMESPACES).message
+    assert "list pods in the whole cluster" in by_pattern and "without patterns" in by_pattern
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "break", "half"])
