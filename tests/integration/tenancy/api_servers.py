@@ -30,6 +30,18 @@ from mirror.fill import CACHE, HOST_ARCH, Mirror
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 START_SECONDS = 60
+# The release of Kubernetes that tests run against, one of the catalogue; its newest without it.
+VERSION = "PLAINKUBE_KUBERNETES_VERSION"
+# What the audit log holds: who wrote which workload, without their contents.
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "Metadata", "verbs": ["create", "patch", "update"], "resources": [{"group": "apps"}]},
+        {"level": "None"},
+    ],
+}
 # Namespaces that the API server makes for itself.
 OWN_NAMESPACES = frozenset({"default", "kube-system", "kube-public", "kube-node-lease"})
 # What tests leave behind in namespaces, in the order in which it can be removed.
@@ -92,13 +104,14 @@ class ApiServer:
     def __init__(self, folder: Path, version: str = "", durable: bool = False) -> None:
         """Start both and wait until the API is ready. durable: etcd writes to the disk as it does in a cluster."""
         self.folder = folder
-        self.version = version or kubernetes_versions(load())[0]
+        self.version = version or os.environ.get(VERSION) or kubernetes_versions(load())[0]
         self._programs = programs(self.version, folder)
         self._processes: list[subprocess.Popen[bytes]] = []
         now = datetime.now(timezone.utc)
         self._authority = x509.make_authority("tests", "tests", timedelta(days=1), 0, None, now)
         self.url = f"https://127.0.0.1:{free_port()}"
         self.kubeconfig = self._write_kubeconfig("admin", ("system:masters",))
+        self.audit_log = folder / "audit.jsonl"
         try:
             self._start(durable)
         except BaseException:
@@ -113,6 +126,7 @@ class ApiServer:
         accounts = x509.new_key()
         (self.folder / "accounts.key").write_bytes(x509.key_pem(accounts))
         (self.folder / "accounts.pub").write_bytes(x509.public_pem(accounts))
+        (self.folder / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
         etcd = f"http://127.0.0.1:{free_port()}"
         peers = f"http://127.0.0.1:{free_port()}"
         self._run(
@@ -143,6 +157,8 @@ class ApiServer:
             # No controller makes default service accounts here, and pods shall be accepted nevertheless.
             "--disable-admission-plugins=ServiceAccount",
             "--endpoint-reconciler-type=none",
+            f"--audit-policy-file={self.folder / 'audit-policy.json'}",
+            f"--audit-log-path={self.audit_log}",
         )
         self._wait_until_ready()
 

@@ -127,6 +127,43 @@ def test_a_namespace_s_label_decides(only_privileged: ApiServer, make_namespaces
     assert refused(only_privileged, privileged(modes["warn"])) == ""
 
 
+FAILURE = "validation.policy.admission.k8s.io/validation_failure"
+
+
+def logged(server: ApiServer) -> dict[tuple[str, str], str]:
+    """Return what the audit log has last about objects by namespace and name: a policy's note, or nothing."""
+    found = {}
+    # The last line may still be on its way to the file.
+    for line in server.audit_log.read_text().split("\n")[:-1]:
+        event = json.loads(line)
+        reference = event["objectRef"]
+        key = (reference["namespace"], reference.get("name", ""))
+        found[key] = event.get("annotations", {}).get(FAILURE, "")
+    return found
+
+
+def test_in_audit_mode_the_audit_log_says_what_breaks_which_rule(
+    only_privileged: ApiServer, make_namespaces: Callable[..., list[str]]
+) -> None:
+    modes = {mode: make_namespaces(1, {"plainkube.io/guard-rails": mode})[0] for mode in ("audit", "warn")}
+
+    def noted(thing: Object) -> str:
+        """Return the log's note on an object that is applied now."""
+        assert refused(only_privileged, thing) == ""
+        key = (thing["metadata"]["namespace"], thing["metadata"]["name"])
+        until(lambda: key in logged(only_privileged))
+        return logged(only_privileged)[key]
+
+    until(lambda: noted(privileged(modes["audit"])) != "")
+    (note,) = json.loads(noted(privileged(modes["audit"])))
+    assert (note["policy"], note["binding"]) == ("plainkube-privileged", "plainkube-privileged-audit")
+    assert note["validationActions"] == ["Audit"]
+    assert note["message"].startswith("Privileged containers (app). Find out which capability")
+    assert noted(named(whole({"kind": "Deployment"}, modes["audit"]), "harmless")) == ""
+    until(lambda: warnings_of(only_privileged, [privileged(modes["warn"])]) != [[]])
+    assert noted(privileged(modes["warn"])) == ""
+
+
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod"])
 def test_all_that_makes_pods_is_judged(
     only_privileged: ApiServer, make_namespaces: Callable[..., list[str]], kind: str
