@@ -50,10 +50,22 @@ def test_the_sentinel_is_where_the_checks_ask_for_it() -> None:
     assert rule["http"]["paths"][0]["path"] == ingress.SENTINEL_PATH
 
 
-def test_connections_end_with_a_word_where_that_is_wanted() -> None:
-    assert "keepAliveMaxTime" not in configuration(rendered())["entryPoints"]["web"]["transport"]
-    points = configuration(rendered(inputs={"ingress_traefik_keep_alive_seconds": 8}))["entryPoints"]
-    assert {points[name]["transport"]["keepAliveMaxTime"] for name in ("web", "websecure")} == {"8s"}
+@pytest.mark.parametrize(
+    ("inputs", "seconds"),
+    [
+        ({}, "7s"),
+        ({"ingress_traefik_accept_seconds": 30}, "15s"),
+        ({"ingress_traefik_keep_alive_seconds": 8}, "8s"),
+        ({"ingress_traefik_keep_alive_seconds": 0}, None),
+        # Nothing is announced where there is no time to announce it in.
+        ({"ingress_traefik_accept_seconds": 0}, None),
+    ],
+)
+def test_busy_connections_are_told_to_end_before_their_pod_closes_them(
+    inputs: dict[str, Any], seconds: str | None
+) -> None:
+    points = configuration(rendered(inputs=inputs))["entryPoints"]
+    assert {points[name]["transport"].get("keepAliveMaxTime") for name in ("web", "websecure")} == {seconds}
 
 
 def test_the_pod_has_all_the_time_that_its_connections_may_take() -> None:
