@@ -72,9 +72,7 @@ class ActionModule(ActionBase):
         faults = unrendered + contract_faults(
             specification, Inventory(groups, hosts, set_names, playing), version_faults
         )
-        instances = "plainkube_ingress_instances"
-        if not any(fault.variable.startswith(instances) for fault in faults):
-            faults += instance_faults(own.get(instances) or [], datetime.now(timezone.utc))
+        faults += instance_faults(own.get("plainkube_ingress_instances"), datetime.now(timezone.utc))
         faults += self._role_input_faults(task_vars, hosts, given)
         result["changed"] = False
         if faults:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from cryptography.hazmat.primitives import serialization
 Words = tuple[str, str, str]
 
 
-def instance_faults(instances: Sequence[Mapping[str, Any]], now: datetime) -> list[Fault]:
-    """Return what is wrong with the default certificates of the ingress controller's instances."""
+def instance_faults(instances: Any, now: datetime) -> list[Fault]:
+    """Return what is wrong with the default certificates of the ingress controller's instances.
+
+    instances: as somebody wrote them. What is no list of instances with two paths is the contract's business.
+    """
     return [
         Fault(INVENTORY, f"plainkube_ingress_instances[{number}].{key}", *words)
-        for number, instance in enumerate(instances)
-        if instance.get("certificate") and instance.get("certificate_key")
-        for key, words in pair_faults(instance["certificate"], instance["certificate_key"], now)
+        for number, instance in enumerate(instances if isinstance(instances, list) else [])
+        if isinstance(instance, Mapping)
+        and all(str(instance.get(name) or "").startswith("/") for name in ("certificate", "certificate_key"))
+        for key, words in pair_faults(str(instance["certificate"]), str(instance["certificate_key"]), now)
     ]
 
 

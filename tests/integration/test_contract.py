@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.plainkube.cluster.plugins.plugin_utils import x509
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
@@ -101,6 +103,37 @@ def test_a_version_outside_the_matrix_is_said(site: Site) -> None:
     groups = {name: hosts(11) for name in ("etcd", "control_plane", "workers")}
     (fault,) = faults_in(site.run(groups, {"plainkube_versions": {"etcd": "3.1.0"}}))
     assert "etcd 3.1.0 does not go with Kubernetes" in fault
+
+
+def test_everything_wrong_with_an_ingress_is_said_at_once(site: Site) -> None:
+    authority = x509.make_authority("a", "a", timedelta(days=1), 0, None, datetime.now(timezone.utc))
+    certificate, key = site.folder / "shop.pem", site.folder / "shop.key"
+    certificate.write_text(x509.certificate_pem([authority.certificate]), encoding="utf-8")
+    key.write_bytes(x509.key_pem(x509.new_key()))
+    groups = {**{name: hosts(11) for name in ("etcd", "control_plane")}, "workers": hosts(11, 12), "ingress": hosts(12)}
+    shared = {
+        "plainkube_pod_mtu": 65536,
+        "plainkube_ingress_default_class": "publik",
+        "plainkube_ingress_instances": [
+            {"name": "public", "certificate": str(certificate), "certificate_key": str(key)},
+            {"name": "inside", "hosts": ["node-11"]},
+            {"name": "shop", "class": "public", "https_port": 8443, "ping_port": 10250},
+        ],
+    }
+    faults = faults_in(site.run(groups, shared))
+    instances = "inventory: plainkube_ingress_instances"
+    beginnings = [
+        "inventory: plainkube_pod_mtu: found 65536",
+        f"{instances}[1].hosts: found node-11; wanted hosts of the ingress group: node-12",
+        f"{instances}[2].ping_port: found 10250; wanted a port apart from that of kubelet",
+        f'{instances}[2].class: found "public", which public has too',
+        f"{instances}[2]: found port 80 on node-12, which instance public has too",
+        f'{instances}: found plainkube_ingress_default_class "publik"; wanted the class of an instance: inside, public',
+        f"{instances}[0].certificate_key: found {key}, which is not the key of a in {certificate}",
+    ]
+    for beginning in beginnings:
+        assert [fault for fault in faults if fault.startswith(beginning)], (beginning, faults)
+    assert len(faults) == len(beginnings), faults
 
 
 def test_variables_from_the_command_line_count(site: Site) -> None:

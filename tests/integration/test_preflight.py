@@ -9,8 +9,11 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 NETWORK = {
     "kind": "bridge",
@@ -73,6 +76,49 @@ def test_a_taken_port_an_old_kernel_and_a_small_disk_in_one_message(tmp_path: Pa
     assert f"{Path(sys.executable).resolve().name} (process {os.getpid()}) on 127.0.0.1 port {port}" in output
     assert "99.0 or newer" in output
     assert "1000000000 MiB" in output
+
+
+@pytest.fixture
+def link() -> Iterator[tuple[str, str]]:
+    """Give this machine one more link, of 1400 bytes; yield its name and its address. Needs root."""
+    name, address = f"pk{os.getpid()}", "192.0.2.250"
+    try:
+        for words in (
+            ["link", "add", name, "mtu", "1400", "type", "veth", "peer", "name", f"{name}b"],
+            ["address", "add", f"{address}/32", "dev", name],
+            ["link", "set", name, "up"],
+        ):
+            subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+        yield name, address
+    finally:
+        subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True)
+
+
+def test_a_taken_port_of_the_ingress_and_too_long_packets_end_site_yml(tmp_path: Path, link: tuple[str, str]) -> None:
+    name, address = link
+    inventory = tmp_path / "hosts.json"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        variables = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "plainkube_address": address,
+            "plainkube_state_dir": str(tmp_path / "state"),
+            "plainkube_pod_mtu": 1401,
+            "plainkube_ingress_instances": [{"name": "public", "http_port": port}],
+        }
+        groups = {group: {"hosts": {"node-1": None}} for group in ("etcd", "control_plane", "workers", "ingress")}
+        inventory.write_text(json.dumps({"all": {"vars": variables, "children": groups}}))
+        # Should nothing be found, nothing may be installed on this machine.
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory), "site.yml", "--check"]
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    listener = f"{Path(sys.executable).resolve().name} (process {os.getpid()}) on 127.0.0.1 port {port}"
+    assert f"node-1: found {listener}; wanted the port free for traefik" in said
+    assert f"node-1: found plainkube_pod_mtu 1401 on link {name}, which carries 1400 bytes; wanted at most 1400" in said
+    assert "changed=0" in said
+    assert "Make what only the controller may hold" not in said
 
 
 def test_facts_of_this_machine(tmp_path: Path) -> None:
