@@ -11,19 +11,27 @@ The heavy modules of the standard library are imported where they are used: most
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
+from ansible_collections.plainkube.cluster.plugins.module_utils.check_results import (
+    Definition,
+    Result,
+    attempt_seconds,
+    reason_of,
+    shortened,
+)
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
+from ansible_collections.plainkube.cluster.plugins.module_utils.network_checks import (
+    attempt_proxy_rules,
+    attempt_unfragmented,
+)
 
-ATTEMPT_SECONDS = 3.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 1.0
 ANSWER_BYTES_AT_MOST = 8 * 1024 * 1024
@@ -35,26 +43,9 @@ ARGUMENTS = {
     "definitions": {"type": "dict"},
 }
 
-Definition = dict[str, Any]
-
 
 class CheckError(PlainkubeError):
     """A check that is not known or not well defined."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one attempt of a check found."""
-
-    ok: bool
-    seen: str
-    expected: str
-    applicable: bool = True
-
-    @property
-    def state(self) -> str:
-        """What is said of the check: nobody shall take for proven what there was no way to prove."""
-        return "failed" if not self.ok else "passed" if self.applicable else "not applicable"
 
 
 @dataclass(frozen=True)
@@ -69,27 +60,6 @@ class Kind:
 COMMON_KEYS = frozenset({"type", "unit", "hint", "timeout"})
 TLS_KEYS = frozenset({"ca", "certificate", "key", "server_name"})
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-def _timeout(definition: Definition) -> float:
-    return float(definition.get("timeout") or ATTEMPT_SECONDS)
-
-
-def _why(error: Exception) -> str:
-    """Return an exception as one line for people."""
-    reason = getattr(error, "verify_message", "")
-    if reason:
-        return f"its certificate is not accepted: {reason}"
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(getattr(error, "strerror", "") or error) or type(error).__name__
-
-
-def _short(text: str, at_most: int = 300) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= at_most else text[:at_most] + "..."
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
@@ -110,7 +80,7 @@ def get(url: str, definition: Definition) -> tuple[int, str]:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url} is no http or https URL")
-    timeout = _timeout(definition)
+    timeout = attempt_seconds(definition)
     secure = parts.scheme == "https"
     if secure:
         for key in ("ca", "certificate", "key"):
@@ -154,8 +124,8 @@ def attempt_http(definition: Definition) -> Result:
     try:
         got, body = get(definition["url"], definition)
     except (OSError, ValueError) as error:
-        return Result(False, _why(error), expected)
-    return Result(got == status and contains in body, f"{got}: {_short(body)}", expected)
+        return Result(False, reason_of(error), expected)
+    return Result(got == status and contains in body, f"{got}: {shortened(body)}", expected)
 
 
 def attempt_http_any(definition: Definition) -> Result:
@@ -165,6 +135,20 @@ def attempt_http_any(definition: Definition) -> Result:
     ok = not urls or any(result.ok for result in results.values())
     seen = "; ".join(f"{url} {result.seen}" for url, result in results.items()) or "there is no other"
     return Result(ok, seen, f"at least one of {', '.join(urls) or 'no URLs'} is well")
+
+
+def attempt_http_all(definition: Definition) -> Result:
+    """Each of requests (url, status, and perhaps host) is answered as wanted; this host's servers need not be known."""
+    results: dict[str, Result] = {}
+
+    def ask(request: Definition) -> None:
+        results[request["url"]] = attempt_http({**definition, **request, "insecure": True})
+
+    in_parallel([partial(ask, request) for request in definition["requests"]])
+    failed = {url: result for url, result in results.items() if not result.ok}
+    seen = "; ".join(f"{url} {result.seen}" for url, result in failed.items())
+    expected = "; ".join(result.expected for result in (failed or results).values())
+    return Result(not failed, seen or f"{len(results)} answers as wanted", expected or "there is nothing to ask")
 
 
 def attempt_dial(definition: Definition) -> Result:
@@ -180,146 +164,21 @@ def attempt_dial(definition: Definition) -> Result:
     try:
         status, body = get(f"http://{definition['via']}/dial?{query}", definition)
     except (OSError, ValueError) as error:
-        return Result(False, f"the pod itself does not answer this host: {_why(error)}", expected)
+        return Result(False, f"the pod itself does not answer this host: {reason_of(error)}", expected)
     try:
         answer = json.loads(body)
         said = [str(line) for line in answer.get("responses") or ()]
         faults = [str(line) for line in answer.get("errors") or ()]
     except (ValueError, AttributeError):
-        return Result(False, f"the pod says {status}: {_short(body)}", expected)
+        return Result(False, f"the pod says {status}: {shortened(body)}", expected)
     ok = any(contains in line for line in said)
-    return Result(ok, _short("; ".join(said or faults)) or "no answer in time", expected)
+    return Result(ok, shortened("; ".join(said or faults)) or "no answer in time", expected)
 
 
 def attempt_not_applicable(definition: Definition) -> Result:
     """There is nothing to prove here, and the reason is said."""
     why = str(definition["why"])
     return Result(True, why, why, applicable=False)
-
-
-# --- Longest packets --------------------------------------------------------------------------------------------------
-
-# From linux/in.h, linux/sched.h, linux/sockios.h: the socket module does not name them.
-IP_MTU_DISCOVER, IP_PMTUDISC_PROBE = 10, 3
-CLONE_NEWNET = 0x40000000
-SIOCGIFMTU = 0x8921
-IPV4_UDP_HEADERS = 28
-# What Kubernetes calls a pod's own link, in every pod.
-POD_LINK = b"eth0"
-NETWORK_NAMESPACES = "/run/netns"
-SMALLER_PACKETS = (8900, 1480, 1450, 1420, 1400, 1280, 1000, 576)
-ECHO = b"echo "
-
-
-@contextlib.contextmanager
-def inside_network_of(address: str) -> Iterator[None]:
-    """Let this thread use the network of the pod that has this address. Raises OSError."""
-    import ctypes
-    import socket
-
-    library = ctypes.CDLL(None, use_errno=True)
-
-    def enter(descriptor: int) -> None:
-        if library.setns(descriptor, CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-    with contextlib.ExitStack() as opened:
-        own = opened.enter_context(open("/proc/thread-self/ns/net", "rb"))
-        for path in sorted(Path(NETWORK_NAMESPACES).iterdir()):
-            with open(path, "rb") as namespace:
-                enter(namespace.fileno())
-            opened.callback(enter, own.fileno())
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-                # Only whose address it is can take it.
-                probe.bind((address, 0))
-                break
-        else:
-            raise OSError(f"no network namespace of this host has the address {address}")
-        yield
-
-
-def link_mtu(name: bytes = POD_LINK) -> int:
-    """Return the MTU of a link in the network of this thread. Raises OSError."""
-    import fcntl
-    import socket
-    import struct
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        answer = fcntl.ioctl(any_socket.fileno(), SIOCGIFMTU, struct.pack("16si12x", name, 0))
-    return int(struct.unpack("16si12x", answer)[1])
-
-
-def echoed(host: str, port: int, size: int, timeout: float) -> str:
-    """Send a packet of this size that nobody may fragment, and return why no echo came, empty when one did."""
-    import socket
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
-        channel.settimeout(timeout)
-        channel.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
-        try:
-            channel.connect((host, port))
-            channel.send(ECHO + b"x" * (size - IPV4_UDP_HEADERS - len(ECHO)))
-            channel.recv(65536)
-        except OSError as error:
-            return _why(error)
-    return ""
-
-
-def attempt_unfragmented(definition: Definition) -> Result:
-    """A packet as long as the source's link allows arrives in one piece at host, a pod that echoes UDP at port."""
-    source, host, port = str(definition["source"]), str(definition["host"]), int(definition["port"])
-    expected = f"the longest packet of the pod {source} arrives unfragmented at {host}"
-    try:
-        with inside_network_of(source):
-            size = int(definition.get("bytes") or link_mtu())
-            expected = f"a packet of {size} bytes of the pod {source}, not to be fragmented, is answered by {host}"
-            fault = echoed(host, port, size, _timeout(definition))
-            if not fault:
-                return Result(True, f"{size} bytes arrive", expected)
-            smaller = (tried for tried in SMALLER_PACKETS if tried < size and not echoed(host, port, tried, 0.3))
-            arrives = next(smaller, 0)
-    except OSError as error:
-        return Result(False, _why(error), expected)
-    return Result(False, f"{fault}; {f'{arrives} bytes do arrive' if arrives else 'no size arrives'}", expected)
-
-
-# --- kube-proxy's rules -----------------------------------------------------------------------------------------------
-
-# It has about 20 that do not depend on Services; many more would be somebody else's in its table.
-FIXED_RULES_AT_MOST = 60
-
-
-def attempt_proxy_rules(definition: Definition) -> Result:
-    """kube-proxy's table has no more rules than the Services explain."""
-    from ansible_collections.plainkube.cluster.plugins.module_utils.host_reading import ReadError, run_json
-    from ansible_collections.plainkube.cluster.plugins.module_utils.proxy_rules import Table, count
-
-    expected = "each rule in table ip kube-proxy is explained by a Service"
-    try:
-        table = Table(run_json(["nft", "-j", "-t", "list", "table", "ip", "kube-proxy"]) or {})
-    except ReadError as error:
-        return Result(True, f"kube-proxy keeps no table of nftables here ({error})", expected, applicable=False)
-    counts = count(table)
-    fixed = counts.kinds.get("", (0, 0))[1]
-    seen = (
-        f"{counts.rules} rules in {counts.chains} chains: {fixed} fixed, "
-        f"{counts.rules - fixed} for {counts.ports} ports of Services"
-    )
-    return Result(fixed <= FIXED_RULES_AT_MOST, seen, expected)
-
-
-def attempt_http_all(definition: Definition) -> Result:
-    """Each of requests (url, status, and perhaps host) is answered as wanted; this host's servers need not be known."""
-    results: dict[str, Result] = {}
-
-    def ask(request: Definition) -> None:
-        results[request["url"]] = attempt_http({**definition, **request, "insecure": True})
-
-    in_parallel([partial(ask, request) for request in definition["requests"]])
-    failed = {url: result for url, result in results.items() if not result.ok}
-    seen = "; ".join(f"{url} {result.seen}" for url, result in failed.items())
-    expected = "; ".join(result.expected for result in (failed or results).values())
-    return Result(not failed, seen or f"{len(results)} answers as wanted", expected or "there is nothing to ask")
 
 
 # --- Processes, ports, files, commands --------------------------------------------------------------------------------
@@ -346,9 +205,9 @@ def attempt_tcp(definition: Definition) -> Result:
     host, port = str(definition["host"]), int(definition["port"])
     expected = f"{host} accepts connections on port {port}"
     try:
-        socket.create_connection((host, port), _timeout(definition)).close()
+        socket.create_connection((host, port), attempt_seconds(definition)).close()
     except OSError as error:
-        return Result(False, _why(error), expected)
+        return Result(False, reason_of(error), expected)
     return Result(True, "connected", expected)
 
 
@@ -374,15 +233,15 @@ def attempt_command(definition: Definition) -> Result:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=_timeout(definition),
+            timeout=attempt_seconds(definition),
         )
     except FileNotFoundError:
         return Result(False, f"there is no {argv[0]}", expected)
     except subprocess.TimeoutExpired:
-        return Result(False, f"it did not end within {_timeout(definition):g} s", expected)
+        return Result(False, f"it did not end within {attempt_seconds(definition):g} s", expected)
     except OSError as error:
-        return Result(False, _why(error), expected)
-    seen = f"exit code {done.returncode}: {_short(done.stdout)}"
+        return Result(False, reason_of(error), expected)
+    seen = f"exit code {done.returncode}: {shortened(done.stdout)}"
     return Result(done.returncode == 0 and contains in done.stdout, seen, expected)
 
 
@@ -471,9 +330,9 @@ def attempt_dns(definition: Definition) -> Result:
     if kind not in DNS_TYPES:
         return Result(False, f"record '{kind}' is not one of {', '.join(DNS_TYPES)}", expected)
     try:
-        code, addresses = ask_name(server, port, name, kind, _timeout(definition))
+        code, addresses = ask_name(server, port, name, kind, attempt_seconds(definition))
     except (OSError, ValueError) as error:
-        return Result(False, _why(error), expected)
+        return Result(False, reason_of(error), expected)
     ok = code == "NOERROR" and bool(addresses) and set(wanted) <= set(addresses)
     return Result(ok, f"{code}: {', '.join(addresses) or 'no address'}", expected)
 
@@ -485,14 +344,14 @@ def attempt_dns_chain(definition: Definition) -> Result:
     """
     cache, behind = str(definition["server"]), str(definition["behind"])
     port, behind_port = int(definition.get("port") or 53), int(definition.get("behind_port") or 53)
-    name, wanted, timeout = definition["name"], str(definition["expect"]), _timeout(definition)
+    name, wanted, timeout = definition["name"], str(definition["expect"]), attempt_seconds(definition)
     outside = [str(item) for item in definition.get("outside") or []]
     expected = f"the cache at {cache} answers {name} with {wanted}" + "".join(f", and for {item}" for item in outside)
     for asked in (name, *outside):
         try:
             code, addresses = ask_name(cache, port, asked, "A", timeout)
         except (OSError, ValueError) as error:
-            return Result(False, f"the cache does not answer for {asked}: {_why(error)}", expected)
+            return Result(False, f"the cache does not answer for {asked}: {reason_of(error)}", expected)
         if asked == name and wanted not in addresses:
             seen = f"the cache says {code}: {', '.join(addresses) or 'no address'}"
             return Result(False, f"{seen}; {_of_cluster_dns(behind, behind_port, name, timeout)}", expected)
@@ -506,7 +365,7 @@ def _of_cluster_dns(server: str, port: int, name: str, timeout: float) -> str:
     try:
         code, addresses = ask_name(server, port, name, "A", timeout)
     except (OSError, ValueError) as error:
-        return f"cluster DNS behind it, at {server}, is down: {_why(error)}"
+        return f"cluster DNS behind it, at {server}, is down: {reason_of(error)}"
     return f"cluster DNS behind it, at {server}, says {code}: {', '.join(addresses) or 'no address'}"
 
 
@@ -558,7 +417,7 @@ def attempt_etcd_members(definition: Definition) -> Result:
             good = str(answer.get("health")).lower() == "true"
             seen[endpoint] = "" if good else f"unhealthy {answer.get('reason') or ''}".strip()
         except (OSError, ValueError, AttributeError) as error:
-            seen[endpoint] = _why(error)
+            seen[endpoint] = reason_of(error)
 
     in_parallel([partial(ask, endpoint) for endpoint in endpoints])
     ok = judge_members({endpoint: not fault for endpoint, fault in seen.items()}, wanted, own)
@@ -613,7 +472,7 @@ def attempt_etcd_leads(definition: Definition) -> Result:
         answer = json.loads(body)
         leader, own = answer.get("leader"), answer["header"]["member_id"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return Result(False, _why(error) if isinstance(error, (OSError, ValueError)) else "no status", expected)
+        return Result(False, reason_of(error) if isinstance(error, (OSError, ValueError)) else "no status", expected)
     return Result(status == 200 and leader == own, "it leads" if leader == own else "another leads", expected)
 
 
@@ -632,7 +491,7 @@ def attempt_etcd_agreement(definition: Definition) -> Result:
                 ca_cert=definition.get("ca"),
                 client_cert=definition.get("certificate"),
                 client_key=definition.get("key"),
-                timeout=_timeout(definition),
+                timeout=attempt_seconds(definition),
             )
         )
     except EtcdError as error:
@@ -675,11 +534,11 @@ def attempt_nodes_ready(definition: Definition) -> Result:
         if status == 404:
             return Result(False, f"{names[0]} is not registered", expected)
         if status != 200:
-            return Result(False, f"{status}: {_short(body)}", expected)
+            return Result(False, f"{status}: {shortened(body)}", expected)
         answer = json.loads(body)
         faults = unready_nodes(answer.get("items", [answer]), names)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return Result(False, _why(error), expected)
+        return Result(False, reason_of(error), expected)
     return Result(not faults, "; ".join(f"{name} {fault}" for name, fault in faults.items()) or "all of them", expected)
 
 
@@ -774,7 +633,7 @@ def attempt(definition: Definition) -> Result:
     except Exception as error:
         # A check asks the outside world; whatever that does to it is a failed attempt with its reason, not the end of
         # the run.
-        return Result(False, f"the check itself failed: {_why(error)}", f"check of type {definition['type']}")
+        return Result(False, f"the check itself failed: {reason_of(error)}", f"check of type {definition['type']}")
 
 
 def pauses() -> Any:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.plainkube.cluster.plugins.module_utils import checks, host_reading
+from ansible_collections.plainkube.cluster.plugins.module_utils import checks, host_reading, network_checks
+from ansible_collections.plainkube.cluster.plugins.module_utils.check_results import Result
 from ansible_collections.plainkube.cluster.plugins.module_utils.checks import (
     CheckError,
-    Result,
     attempt,
     decode_answer,
     encode_query,
@@ -314,7 +314,7 @@ def test_a_host_without_the_table_has_nothing_to_prove(monkeypatch: pytest.Monke
 
 
 def test_a_pod_that_is_not_on_this_host_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(checks, "NETWORK_NAMESPACES", str(tmp_path))
+    monkeypatch.setattr(network_checks, "NETWORK_NAMESPACES", str(tmp_path))
     result = attempt({"type": "unfragmented", "source": "192.0.2.1", "host": "192.0.2.2", "port": 8081})
     assert result.seen == "no network namespace of this host has the address 192.0.2.1"
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.plainkube.cluster.plugins.module_utils import checks, units_io
-from ansible_collections.plainkube.cluster.plugins.module_utils.checks import Kind, Result
+from ansible_collections.plainkube.cluster.plugins.module_utils.check_results import Result
+from ansible_collections.plainkube.cluster.plugins.module_utils.checks import Kind
 from ansible_collections.plainkube.cluster.plugins.module_utils.units import Change, Clock, Moment, Unit, UnitError
 from ansible_collections.plainkube.cluster.plugins.modules import units as module
 
