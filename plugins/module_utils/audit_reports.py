@@ -30,6 +30,12 @@ except ImportError:
 
 Object = dict[str, Any]
 FORMATS = ("json", "junit", "html")
+# Documented by the fragment audit_reports.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "reports": {"type": "dict", "options": {name: {"type": "path"} for name in FORMATS}},
+    "cluster_name": {"type": "str", "default": "Kubernetes cluster"},
+    "report_template": {"type": "str"},
+}
 # What XML 1.0 has no way to say.
 NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

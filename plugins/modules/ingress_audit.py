@@ -20,6 +20,7 @@ author:
   - Plainkube contributors (@plainkube)
 extends_documentation_fragment:
   - plainkube.cluster.api_access
+  - plainkube.cluster.audit_reports
 requirements:
   - cryptography (Python), to look into certificates
   - Jinja2 (Python), for the HTML report
@@ -63,23 +64,6 @@ options:
     type: str
     choices: [critical, high, medium, low, never]
     default: never
-  reports:
-    description: Files to write, on the host where the module runs. They are made anew each time and count as no change.
-    type: dict
-    suboptions:
-      json:
-        description: Everything, for programs.
-        type: path
-      junit:
-        description: Findings as failed test cases, for CI.
-        type: path
-      html:
-        description: One self-contained page for people.
-        type: path
-  cluster_name:
-    description: What reports call the cluster.
-    type: str
-    default: Kubernetes cluster
   shipped_rules:
     description: What is looked for, in words. By default the collection's own.
     type: list
@@ -87,9 +71,6 @@ options:
   annotations:
     description: What Traefik makes of annotations. By default the collection's own list.
     type: dict
-  report_template:
-    description: Jinja2 template of the HTML report. By default the collection's own.
-    type: str
 """
 
 EXAMPLES = r"""
@@ -199,17 +180,15 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **ARGUMENTS,
+            **audit_reports.ARGUMENTS,
             "namespaces": {"type": "list", "elements": "str", "default": []},
             "secrets": {"type": "str", "choices": list(ingresses_io.SECRETS), "default": ingresses_io.CERTIFICATES},
             "expiry_days": {"type": "int", "default": 21},
             "allow_snippets": {"type": "bool", "default": False},
             "allow_cross_namespace": {"type": "bool", "default": False},
             "fail_on": {"type": "str", "choices": [*audits.SEVERITIES, audits.NEVER], "default": audits.NEVER},
-            "reports": {"type": "dict", "options": {name: {"type": "path"} for name in audit_reports.FORMATS}},
-            "cluster_name": {"type": "str", "default": "Kubernetes cluster"},
             "shipped_rules": {"type": "list", "elements": "dict"},
             "annotations": {"type": "dict"},
-            "report_template": {"type": "str"},
         },
         supports_check_mode=True,
     )

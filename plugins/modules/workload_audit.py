@@ -20,6 +20,7 @@ author:
   - Plainkube contributors (@plainkube)
 extends_documentation_fragment:
   - plainkube.cluster.api_access
+  - plainkube.cluster.audit_reports
 requirements:
   - jmespath (Python)
   - Jinja2 (Python), for the HTML report
@@ -95,30 +96,10 @@ options:
         the module does not fail because of them.
     type: bool
     default: false
-  reports:
-    description: Files to write, on the host where the module runs. They are made anew each time and count as no change.
-    type: dict
-    suboptions:
-      json:
-        description: Everything, for programs.
-        type: path
-      junit:
-        description: Findings as failed test cases, for CI.
-        type: path
-      html:
-        description: One self-contained page for people.
-        type: path
-  cluster_name:
-    description: What reports call the cluster.
-    type: str
-    default: Kubernetes cluster
   shipped_rules:
     description: The rules to begin with. By default the collection's own.
     type: list
     elements: dict
-  report_template:
-    description: Jinja2 template of the HTML report. By default the collection's own.
-    type: str
 """
 
 EXAMPLES = r"""
@@ -274,6 +255,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **ARGUMENTS,
+            **audit_reports.ARGUMENTS,
             "rules": {"type": "list", "elements": "dict", "default": []},
             "exemptions": {
                 "type": "list",
@@ -293,10 +275,7 @@ def main() -> None:
             "fail_on": {"type": "str", "choices": [*audits.SEVERITIES, audits.NEVER], "default": "high"},
             "baseline": {"type": "path"},
             "write_baseline": {"type": "bool", "default": False},
-            "reports": {"type": "dict", "options": {name: {"type": "path"} for name in audit_reports.FORMATS}},
-            "cluster_name": {"type": "str", "default": "Kubernetes cluster"},
             "shipped_rules": {"type": "list", "elements": "dict"},
-            "report_template": {"type": "str"},
         },
         required_if=[("write_baseline", True, ["baseline"])],
         supports_check_mode=True,
