@@ -168,3 +168,33 @@ def test_a_member_of_a_quorum_can_be_demanded(tmp_path: Path, limit: str, sound:
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (answer.returncode == 0) == sound, answer.stdout + answer.stderr
     assert sound or "inventory: --limit: found a run without node-13" in answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("services", "names", "server"),
+    [
+        ([{"name": "api", "kind": "api"}], ["192.0.2.20"], "https://192.0.2.11:6443"),
+        ([{"name": "web", "kind": "http", "port": 80}], ["api.example.org"], "https://api.example.org:6443"),
+        ([], [], "https://192.0.2.11:6443"),
+    ],
+)
+def test_runs_ask_the_api_where_it_is_before_there_is_an_edge(
+    tmp_path: Path, services: list[Any], names: list[str], server: str
+) -> None:
+    groups = {name: hosts(11) for name in ("etcd", "control_plane", "workers")}
+    edge = {**hosts(20), "vars": {"plainkube_edge_services": services}}
+    inventory = {"all": {"vars": {"plainkube_api_names": names}, "children": {**groups, "edge": edge}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory), encoding="utf-8")
+    tasks = [
+        {
+            "name": "Know",
+            "ansible.builtin.import_role": {"name": "plainkube.cluster.cluster", "tasks_from": "contract"},
+        },
+        {"name": "Read", "ansible.builtin.include_vars": str(ROOT / "roles/authorities/defaults/main.yml")},
+        {"name": "Say", "ansible.builtin.debug": {"var": "authorities_admin_server"}},
+    ]
+    play = [{"name": "Say", "hosts": "control_plane", "gather_facts": False, "tasks": tasks}]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(play), encoding="utf-8")
+    command = [str(PLAYBOOK), "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml")]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"authorities_admin_server: {server}\n" in answer.stdout, answer.stdout + answer.stderr
