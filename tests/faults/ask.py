@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Runs on a node: asks something twice a second until standard input ends, and prints its findings as JSON.
 
-Arguments: kind (api, dns or http), target (a path of the API, SERVER/NAME, or a URL), tries (a question is asked again
-at once, over a new connection, until it was asked so often), patience (seconds for one try), at most (seconds until the
-script ends by itself).
+Arguments: kind (api, dns or http), target (a path of the API, with //SERVER:PORT before it if not at loopback;
+SERVER/NAME; or a URL), tries (a question is asked again at once, over a new connection, until it was asked so often),
+patience (seconds for one try), at most (seconds until the script ends by itself).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import struct
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Callable
 
@@ -26,20 +27,21 @@ PAUSE = 0.5
 
 
 class Api:
-    """The API through loopback, as this node.
+    """The API as this node, through loopback or where the target says.
 
     First tries go in turns over a connection that is kept, as clients with watches have it, and over a new one.
     """
 
-    def __init__(self, path: str, patience: float) -> None:
-        self.path, self.patience = path, patience
+    def __init__(self, target: str, patience: float) -> None:
+        parts = urllib.parse.urlsplit(target)
+        self.server, self.path, self.patience = parts.netloc or "127.0.0.1:6443", parts.path, patience
         self.context = ssl.create_default_context(cafile="/etc/kubernetes/pki/ca.crt")
         self.context.load_cert_chain(OWN)
         self.kept = self.connection()
         self.first_tries = 0
 
     def connection(self) -> http.client.HTTPSConnection:
-        return http.client.HTTPSConnection("127.0.0.1", 6443, timeout=self.patience, context=self.context)
+        return http.client.HTTPSConnection(self.server, timeout=self.patience, context=self.context)
 
     def ask(self, attempt: int) -> None:
         self.first_tries += attempt == 0
