@@ -8,6 +8,7 @@ them do. haproxy in its second form is told each change at its runtime socket, a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -280,7 +281,25 @@ class Haproxy(Proxy):
         (self.folder / "hosts.map").write_text("".join(f"{name} app\n" for name in self.names))
 
     def _tell(self) -> None:
+        # One reload after the other: a signal that meets a reload can be lost on a busy machine.
+        before = self._worker()
         self.process.send_signal(signal.SIGUSR2)
+        wait_until(f"{self.title}: a new process serves", lambda: self._worker() not in ("", before))
+
+    def _worker(self) -> str:
+        """Return the number of the process that answers at the runtime socket, nothing while none does."""
+        with contextlib.suppress(OSError):
+            return next((line for line in self._say("show info").splitlines() if line.startswith("Pid:")), "")
+        return ""
+
+    def _say(self, command: str) -> str:
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.connect(str(self.folder / "admin.sock"))
+            admin.sendall(f"{command}\n".encode())
+            answer = b""
+            while part := admin.recv(4096):
+                answer += part
+        return answer.decode().strip()
 
 
 class HaproxyRuntime(Haproxy):
@@ -297,15 +316,6 @@ class HaproxyRuntime(Haproxy):
             f"  server slot{number} 127.0.0.1:{port or 1}{'' if port else ' disabled'}"
             for number, port in enumerate(ports)
         ]
-
-    def _say(self, command: str) -> str:
-        with socket.socket(socket.AF_UNIX) as admin:
-            admin.connect(str(self.folder / "admin.sock"))
-            admin.sendall(f"{command}\n".encode())
-            answer = b""
-            while part := admin.recv(4096):
-                answer += part
-        return answer.decode().strip()
 
     def _set_servers(self, ports: Sequence[int]) -> None:
         for slot, port in enumerate(self.slots):
