@@ -571,7 +571,7 @@ def _chains(items: Sequence[Item], stays_capped: bool) -> tuple[Chain, Chain]:
 def _stand_ins(replaced: Sequence[Item], created: Sequence[Item]) -> Chain:
     """Return what is written before quotas are made anew: what takes their places, and quotas that are new beside them.
 
-    Without the latter there would be no cap where a quota for all pods is followed by several for some.
+    Where one for all pods is followed by several for some, only these together hold what the one did.
     """
     chain: Chain = []
     for item in replaced:

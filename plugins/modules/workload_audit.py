@@ -74,6 +74,7 @@ options:
   namespaces:
     description:
       - Patterns of the namespaces to look at. By default all, and what is in none.
+      - Where all are named without a pattern, rights in these are enough for most rules.
     type: list
     elements: str
     default: []
