@@ -30,6 +30,7 @@ options:
       - V(all) does everything, for a cluster whose members are all on this host.
       - The others are for members on several hosts, as C(playbooks/migrate-etcd.yml) calls them. C(etcd_restore) puts
         the copy into place there.
+      - V(known) says how far the latest migration is, and does nothing.
       - V(census) reads everything and says what speaks against a migration. It changes nothing.
       - V(copy) makes the proven snapshot in O(work_dir). Writers may write.
       - V(freeze) compares the store with the snapshot, freezes the writers, proves that, and keeps the last changes.
@@ -37,7 +38,7 @@ options:
       - V(finish) writes the last changes into the new cluster, and compares.
       - V(undo) lets the writers return to the old cluster, once its data is back and its members run.
     type: str
-    choices: [all, census, copy, freeze, check_stopped, finish, undo]
+    choices: [all, known, census, copy, freeze, check_stopped, finish, undo]
     default: all
   work_dir:
     description:
@@ -192,6 +193,11 @@ id:
   returned: always
   type: str
   sample: migration-5f2a9b0c1d
+to_undo:
+  description: Whether that migration was cut off, and has to be undone.
+  returned: always
+  type: bool
+  sample: false
 to_do:
   description: Whether there is a v2 store with keys at the endpoints.
   returned: with V(all), V(census) and V(copy)
@@ -287,7 +293,7 @@ MEMBER_ARGUMENTS = {
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "phase": {
         "type": "str",
-        "choices": ["all", "census", "copy", "freeze", "check_stopped", "finish", "undo"],
+        "choices": ["all", "known", "census", "copy", "freeze", "check_stopped", "finish", "undo"],
         "default": "all",
     },
     "work_dir": {"type": "path", "default": "/var/lib/etcd-migration"},
@@ -372,9 +378,10 @@ class Call:
     def run(self) -> dict[str, Any]:
         """Do the phase and return the answer. Raises PlainkubeError."""
         phase = self.module.params["phase"]
-        if self.module.check_mode or phase == "census":
+        if self.module.check_mode or phase in ("census", "known"):
             self.migration.entry = self.migration.shop.read()
-            self.look(phase)
+            if phase != "known":
+                self.look(phase)
         else:
             with self.migration.alone():
                 getattr(self, "phase_" + phase)()
@@ -386,6 +393,7 @@ class Call:
         known: dict[str, Any] = {
             "id": migration.entry.id,
             "state": migration.entry.state,
+            "to_undo": migration.entry.state in plan.TO_UNDO,
             "seconds": migration.seconds,
         }
         if migration.census.keys:

@@ -18,12 +18,13 @@ NOTES = "/root/acknowledged"
 SEEDS = 500
 NEW = "/opt/new-etcd"
 NAME = "legacy"
+DATA = "/var/lib/legacy-etcd"
 
 UNIT = """[Unit]
 Description={version} of etcd
 [Service]
 Type=notify
-ExecStart={program} --name={name} --data-dir=/var/lib/etcd {flags} \\
+ExecStart={program} --name={name} --data-dir={data} {flags} \\
   --listen-client-urls=http://{address}:2379,http://127.0.0.1:2379 --advertise-client-urls=http://{address}:2379 \\
   --listen-peer-urls=http://{address}:2380 --initial-advertise-peer-urls=http://{address}:2380 \\
   --initial-cluster={cluster} --initial-cluster-token=legacy
@@ -58,14 +59,14 @@ def old() -> Iterator[Lab]:
             for program in binaries(version).iterdir():
                 lab.send(host, program.read_bytes(), f"{folder}/{program.name}")
             lab.ssh(host, f"chmod 0755 {folder}/*")
-        place = {"name": host, "address": lab.nodes[host].address, "cluster": cluster}
+        place = {"name": host, "address": lab.nodes[host].address, "cluster": cluster, "data": DATA}
         for unit, version, program, flags in (
             ("etcd", V3_4, "/opt/old-etcd/etcd", "--enable-v2"),
             ("etcd-new", V3_6, f"{NEW}/etcd", "--initial-cluster-state=new"),
         ):
             text = UNIT.format(version=version, program=program, flags=flags, **place)
             lab.ssh(host, f"cat > /etc/systemd/system/{unit}.service", text)
-        lab.ssh(host, "mkdir -m 0700 /var/lib/etcd && systemctl daemon-reload")
+        lab.ssh(host, f"mkdir -m 0700 {DATA} && systemctl daemon-reload")
     lab.each(MEMBERS, "systemctl start etcd")
     lab.ssh(MEMBERS[0], f"python3 - {SEEDS}", FILL)
     lab.send(WRITER, (FOLDER / "v2_writer.py").read_bytes(), "/root/v2_writer.py")
@@ -83,6 +84,7 @@ def last_acknowledged(lab: Lab) -> int:
 
 EXTRA = {
     "etcd_migrate_name": NAME,
+    "etcd_migrate_data_dir": DATA,
     "etcd_migrate_new_unit": "etcd-new.service",
     "etcd_migrate_programs": NEW,
     "etcd_migrate_writer_units": ["writer.service"],
@@ -137,7 +139,7 @@ def test_killed_between_the_old_and_the_new_data_the_next_run_moves_every_key(ol
     assert value == f"value {last}"
     hashes = json.loads(old.ssh(MEMBERS[0], f"{etcdctl} endpoint hashkv -w json"))
     assert len({member["HashKV"]["hash"] for member in hashes}) == 1
-    for host, folders in old.each(MEMBERS, "ls -d /var/lib/etcd.before-*/member").items():
+    for host, folders in old.each(MEMBERS, f"ls -d {DATA}.before-*/member").items():
         assert len(folders.split()) == 1, host
 
 
