@@ -16,8 +16,10 @@ import contextlib
 import errno
 import hashlib
 import json
+import mmap
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -47,7 +49,7 @@ DEEPEST = 64  # levels of a tree; what points deeper points in a circle
 DIGEST_BYTES = 32
 # Every page size is a multiple of this, so whatever is left over behind a file's last sector is not a page.
 SECTOR = 512
-HASH_CHUNK = 1 << 20
+HASH_CHUNK = 256 << 10
 READ_AHEAD = 16  # pages
 LONGEST_RUN = 256 << 20  # bytes that a page may run over; four values, the largest that etcd could be told to take
 
@@ -61,6 +63,7 @@ WORKER_PROGRAM = f"from {__name__} import worker; worker()"
 TOLD = b"ended"
 WORTH_A_WORKER = 32 << 20  # bytes; a smaller file is read before another process is there
 FOLLOW_MILLISECONDS = 10
+WRITE_OUT = 32 << 20  # bytes
 
 
 class DamagedDatabase(EtcdError):
@@ -125,7 +128,7 @@ class SnapshotProof:
 class Worker:
     """A process of its own for a part of the work, so that two processors are used.
 
-    It is started anew and is no copy of this one, which may have threads.
+    It is started anew and is no copy of this one, which may have threads. It has none, and makes Copies of itself.
     """
 
     def __init__(self, work: str, descriptor: int, *arguments: Any) -> None:
@@ -162,26 +165,75 @@ class Worker:
         """Wait for the end of the work, and return what it returned or raise what it raised."""
         assert self._process.stdout
         content = self._process.stdout.read()
-        if self._process.wait() or not content:
-            raise OSError(errno.ECHILD, f"a process that checked a part ended with {self._process.returncode}")
-        said = json.loads(content)
-        if "damaged" in said:
-            raise DamagedDatabase(said["damaged"])
-        if "errno" in said:
-            raise OSError(said["errno"], said["strerror"], said["filename"])
-        return said["result"]
+        return heard(content, self._process.wait())
 
 
 def worker() -> None:
     """Do what a Worker was made for: this is its process."""
     work, descriptor, arguments = sys.argv[1:4]
+    sys.stdout.buffer.write(said(lambda: WORKS[work](int(descriptor), *json.loads(arguments))))
+
+
+class Copy:
+    """A copy of this process for a part of the work. It begins at once, but only a process without threads makes some.
+
+    Use as a context.
+    """
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        """Begin work that returns what JSON can say."""
+        reader, writer = os.pipe()
+        self._process = os.fork()
+        if not self._process:
+            # Nothing of what its parent has still to do is done here.
+            code = 1
+            try:
+                with open(writer, "wb") as stream:
+                    stream.write(said(work))
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(writer)
+        self._answer = os.fdopen(reader, "rb")
+
+    def __enter__(self) -> Copy:
+        return self
+
+    def __exit__(self, *_reason: object) -> None:
+        """End the work if it has not ended."""
+        self._answer.close()
+        if self._process:
+            os.kill(self._process, signal.SIGKILL)
+            os.waitpid(self._process, 0)
+
+    def result(self) -> Any:
+        """Wait for the end of the work, and return what it returned or raise what it raised."""
+        content = self._answer.read()
+        process, self._process = self._process, 0
+        return heard(content, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+
+
+def said(work: Callable[[], Any]) -> bytes:
+    """Do some work, and return what came of it for another process."""
     try:
-        said: dict[str, Any] = {"result": WORKS[work](int(descriptor), *json.loads(arguments))}
+        answer: dict[str, Any] = {"result": work()}
     except DamagedDatabase as error:
-        said = {"damaged": str(error)}
+        answer = {"damaged": str(error)}
     except OSError as error:
-        said = {"errno": error.errno, "strerror": error.strerror, "filename": error.filename}
-    json.dump(said, sys.stdout)
+        answer = {"errno": error.errno, "strerror": error.strerror, "filename": error.filename}
+    return json.dumps(answer).encode()
+
+
+def heard(content: bytes, code: int) -> Any:
+    """Return what the work of another process returned, or raise what it raised. code: how the process ended."""
+    if code or not content:
+        raise OSError(errno.ECHILD, f"a process that checked a part ended with {code}")
+    answer = json.loads(content)
+    if "damaged" in answer:
+        raise DamagedDatabase(answer["damaged"])
+    if "errno" in answer:
+        raise OSError(answer["errno"], answer["strerror"], answer["filename"])
+    return answer["result"]
 
 
 # --- Pages ------------------------------------------------------------------------------------------------------------
@@ -440,7 +492,7 @@ def inline_count(content: bytes, what: str) -> int:
 # --- Protocol buffers -------------------------------------------------------------------------------------------------
 
 
-def varint(content: bytes, at: int) -> tuple[int, int]:
+def varint(content: bytes | mmap.mmap, at: int) -> tuple[int, int]:
     """Return the number that begins at a place, and the place behind it. Raises IndexError behind the end."""
     value = shift = 0
     while True:
@@ -454,23 +506,39 @@ def varint(content: bytes, at: int) -> tuple[int, int]:
 
 def protobuf_fields(content: bytes) -> dict[int, Any]:
     """Return {field number: number or bytes} of a flat message. Raises ValueError if it is none."""
+    return {
+        number: value if isinstance(value, int) else content[value[0] : value[1]]
+        for number, value in protobuf_places(content, 0, len(content)).items()
+    }
+
+
+def protobuf_places(content: bytes | mmap.mmap, at: int, end: int) -> dict[int, Any]:
+    """Return {field number: number, or begin and end of bytes} of a flat message. Raises ValueError if it is none."""
     fields: dict[int, Any] = {}
-    at = 0
     try:
-        while at < len(content):
-            tag, at = varint(content, at)
-            if tag & 7 == 0:
-                fields[tag >> 3], at = varint(content, at)
-            elif tag & 7 == 2:
-                length, at = varint(content, at)
-                if at + length > len(content):
-                    raise ValueError("a field ends behind the message")
-                fields[tag >> 3] = content[at : at + length]
-                at += length
+        while at < end:
+            # Nearly all numbers take one byte: a call for each of them would be what takes the time.
+            tag = content[at]
+            at += 1
+            if tag > 0x7F:
+                tag, at = varint(content, at - 1)
+            value = content[at]
+            at += 1
+            if value > 0x7F:
+                value, at = varint(content, at - 1)
+            kind = tag & 7
+            if kind == 2:
+                begin = at
+                at += value
+                fields[tag >> 3] = begin, at
+            elif kind:
+                raise ValueError(f"found field type {kind}")
             else:
-                raise ValueError(f"found field type {tag & 7}")
+                fields[tag >> 3] = value
     except IndexError:
         raise ValueError("the message ends within a number") from None
+    if at > end:
+        raise ValueError("a field ends behind the message")
     return fields
 
 
@@ -520,7 +588,7 @@ class Database:
     """An open database file whose pages were checked. Use as a context, or close it."""
 
     def __init__(self, path: str, descriptor: int, meta: Meta, beside: bool = False) -> None:
-        """Take over an open file and check it. beside: with a second process."""
+        """Take over an open file and check it. beside: with a copy of this process, which has no threads then."""
         self.path = path
         self.meta = meta
         self.pages = meta.pages
@@ -745,7 +813,7 @@ class Database:
             yield page, elements
 
     def _check_revisions(self, beside: bool) -> None:
-        """Check every entry of bucket key, and count the keys that exist. beside: with a second process."""
+        """Check every entry of bucket key, and count the keys that exist. beside: with a copy of this process."""
         root, inline = self._buckets["key"]
         if root:
             content, flags, count, overflow = self._pages.read(root, "key")
@@ -763,12 +831,18 @@ class Database:
         self._alive = sum(half.alive for half in halves) if settled else None
 
     def _check_halves(self, children: list[tuple[bytes, int]]) -> list[Checked]:
-        """Check all that is below some pages, the second half of it in another process."""
+        """Check all that is below some pages, the second half of it in a copy of this process."""
         middle = len(children) // 2
         first, second = (children[:middle], children[middle][0]), children[middle:]
-        texts = [(key.hex(), page) for key, page in second]
-        with Worker("half", self._descriptor, self.meta, self.compact_revision, texts) as other:
-            found = check_leaves(self._pages.leaves(first, "key", own=True), self.compact_revision)
+        compacted = self.compact_revision
+
+        def check_second() -> list[Any]:
+            pages = _Pages(self._descriptor, self.meta)
+            found = check_leaves(pages.leaves((second, None), "key", own=True), compacted)
+            return [found.alive, found.entries, found.last.hex(), pages.owned.hex()]
+
+        with Copy(check_second) as other:
+            found = check_leaves(self._pages.leaves(first, "key", own=True), compacted)
             alive, entries, last, owned = other.result()
         self._pages.own_all(bytes.fromhex(owned), "key")
         return [found, Checked(alive, entries, bytes.fromhex(last))]
@@ -888,14 +962,6 @@ def _check_entries(leaves: Iterator[Leaf], compact_revision: int) -> Checked:
     return Checked(alive, entries, last)
 
 
-def check_half(descriptor: int, meta: list[int], compacted: int, children: list[tuple[str, int]]) -> list[Any]:
-    """Return what check_leaves finds below some pages, and which pages belong to that: the work of a Worker."""
-    pages = _Pages(descriptor, Meta(*meta))
-    subtrees = [(bytes.fromhex(key), page) for key, page in children], None
-    found = check_leaves(pages.leaves(subtrees, "key", own=True), compacted)
-    return [found.alive, found.entries, found.last.hex(), pages.owned.hex()]
-
-
 def open_database(path: str) -> Database:
     """Return a database file, a snapshot or a member's db, after reading every page that belongs to something.
 
@@ -935,17 +1001,18 @@ class Digest:
         self._hash = hashlib.sha256()
         # The last bytes are kept back: they may be the digest of all before them.
         self._tail = b""
+        self._buffer = memoryview(bytearray(HASH_CHUNK))
         self.size = 0
 
-    def update(self, content: bytes) -> None:
+    def update(self, content: bytes | memoryview) -> None:
         """Take the next bytes."""
         self.size += len(content)
         if len(content) < DIGEST_BYTES:
             content = self._tail + content
         else:
             self._hash.update(self._tail)
-        self._hash.update(memoryview(content)[:-DIGEST_BYTES])
-        self._tail = content[-DIGEST_BYTES:]
+        self._hash.update(content[:-DIGEST_BYTES])
+        self._tail = bytes(content[-DIGEST_BYTES:])
 
     def result(self) -> Digests:
         """Return the digests of all bytes that came."""
@@ -955,9 +1022,9 @@ class Digest:
 
     def follow(self, descriptor: int) -> bool:
         """Take the next bytes of a file. Returns whether there were any. Raises OSError."""
-        content = os.pread(descriptor, HASH_CHUNK, self.size)
-        self.update(content)
-        return bool(content)
+        length = os.preadv(descriptor, [self._buffer], self.size)
+        self.update(self._buffer[:length])
+        return length > 0
 
 
 def digests_of(descriptor: int) -> Digests:
@@ -1007,8 +1074,14 @@ def verify_snapshot(path: str) -> SnapshotProof:
         descriptor = stream.fileno()
         if os.fstat(descriptor).st_size < WORTH_A_WORKER:
             return prove(path, descriptor, lambda: digests_of(descriptor))
-        with Worker("digests", descriptor) as hashing:
-            return prove(path, descriptor, lambda: Digests(*hashing.result()))
+        with Worker("prove", descriptor, path) as prover:
+            return SnapshotProof(**prover.result())
+
+
+def prove_beside(descriptor: int, path: str) -> dict[str, Any]:
+    """Do what verify_snapshot does with an open file, with copies of this process: the work of a Worker."""
+    with Copy(lambda: digests_of(descriptor)) as hashing:
+        return asdict(prove(path, descriptor, lambda: Digests(*hashing.result()), beside=True))
 
 
 def follow_and_prove(descriptor: int, path: str) -> dict[str, Any]:
@@ -1018,30 +1091,36 @@ def follow_and_prove(descriptor: int, path: str) -> dict[str, Any]:
     when this process is told that no more comes.
     """
     digest = Digest()
+    sent = wanted = 0
     control = select.poll()
     control.register(sys.stdin, select.POLLIN)
     while True:
         ended = bool(control.poll(0))
         more = digest.follow(descriptor)
+        if digest.size - sent >= WRITE_OUT:
+            # A hint to forget what was written, but what is not yet on the disk has to go there first: it is sent on
+            # its way now, while more comes, and stays in memory. The fsync at the end finds little left to do.
+            os.posix_fadvise(descriptor, sent, digest.size - sent, os.POSIX_FADV_DONTNEED)
+            sent = digest.size
         if ended and os.read(sys.stdin.fileno(), len(TOLD)) != TOLD:
             raise OSError(errno.EPIPE, "the process that took the snapshot is gone")
         while more:
             more = digest.follow(descriptor)
-        if ended or 0 < wanted_size(descriptor) <= digest.size:
+        wanted = wanted or wanted_size(descriptor)
+        if ended or 0 < wanted <= digest.size:
             break
         control.poll(FOLLOW_MILLISECONDS)
-    return asdict(prove(path, descriptor, digest.result))
+    return asdict(prove(path, descriptor, digest.result, beside=True))
 
 
-WORKS: dict[str, Callable[..., Any]] = {
-    "digests": digests_of,
-    "half": check_half,
-    "follow": follow_and_prove,
-}
+WORKS: dict[str, Callable[..., Any]] = {"prove": prove_beside, "follow": follow_and_prove}
 
 
-def prove(path: str, descriptor: int, digests: Callable[[], Digests]) -> SnapshotProof:
-    """Do what verify_snapshot does with an open file. digests: returns those of the file, asked for at the end."""
+def prove(path: str, descriptor: int, digests: Callable[[], Digests], beside: bool = False) -> SnapshotProof:
+    """Do what verify_snapshot does with an open file. digests: returns those of the file, asked for at the end.
+
+    beside: with a copy of this process, which has no threads then.
+    """
     size = os.fstat(descriptor).st_size
     if not size:
         raise DamagedDatabase(f"{path}: the file is empty")
@@ -1055,7 +1134,7 @@ def prove(path: str, descriptor: int, digests: Callable[[], Digests]) -> Snapsho
         if metas:
             newest = max(metas, key=lambda meta: meta.transaction)
             try:
-                database = Database(path, os.dup(descriptor), newest, beside=size >= WORTH_A_WORKER)
+                database = Database(path, os.dup(descriptor), newest, beside)
             except DamagedDatabase as error:
                 faults.append(str(error)[len(path) + 2 :])
         known = digests()

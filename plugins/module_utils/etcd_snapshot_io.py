@@ -33,6 +33,7 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.bbolt import (
     verify_snapshot,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_client import (
+    ENVIRONMENT,
     GRACE_SECONDS,
     Connection,
     Etcdctl,
@@ -282,9 +283,7 @@ def _stream(connection: Connection, wish: Wish, title: str, work: str) -> tuple[
             finished = run_command(
                 [connection.etcdctl, *command.flags(wish.deadline), "snapshot", "save", file],
                 wish.deadline + GRACE_SECONDS,
-                # One stream keeps one processor busy. With more of them etcdctl spends twice the time, which the
-                # server has to do without.
-                {"ETCDCTL_API": "3", "GOMAXPROCS": "1"},
+                ENVIRONMENT,
             )
             if finished.rc:
                 raise SnapshotError(f"{title} was not sent: {last_words(finished)}")

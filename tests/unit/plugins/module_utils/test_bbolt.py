@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -74,15 +76,17 @@ def database(
     inline_keys: bool = False,
     children: int = 1000,
     roots: dict[bytes, int] | None = None,
+    first: int = 2,
 ) -> bytes:
     """Return a database whose bucket key has these leaf pages, with a snapshot's digest behind it.
 
-    children: how many a branch has at most. roots: buckets that begin at one of the pages, the first of which is 2.
+    children: how many a branch has at most. roots: buckets that begin at one of the pages. first: number of the first
+    page behind the meta pages; what stands before it is for the caller to put there.
     """
     pages: list[bytes] = []
 
     def add(flags: int, elements: Iterable[Pair]) -> int:
-        number = 2 + sum(len(content) for content in pages) // size
+        number = first + sum(len(content) for content in pages) // size
         pages.append(page(number, flags, elements, size))
         return number
 
@@ -101,9 +105,19 @@ def database(
     rows += [(b"bucket:" + name, struct.pack("<QQ", root, 0)) for name, root in (roots or {}).items()]
     rows.append((b"bucket:key", key_bucket))
     top = add(LEAF, sorted(rows))
-    count = 2 + sum(len(content) for content in pages) // size
+    count = first + sum(len(content) for content in pages) // size
     content = meta(0, top, count, 8, size) + meta(1, top, count, 7, size) + b"".join(pages)
     return content + hashlib.sha256(content).digest()
+
+
+def sparse(path: Path, leaves: list[list[Pair]], begin: int) -> Path:
+    """Write a database without a digest whose pages stand behind a hole that ends at a place of the file."""
+    content = database(leaves, first=begin // PAGE)[: -bbolt.DIGEST_BYTES]
+    with path.open("wb") as stream:
+        stream.write(content[: 2 * PAGE])
+        stream.seek(begin)
+        stream.write(content[2 * PAGE :])
+    return path
 
 
 def revision(main: int, sub: int = 0, tombstone: bool = False) -> bytes:
@@ -417,6 +431,43 @@ def test_a_worker_ends_with_whoever_started_it(tmp_path: Path) -> None:
         # Nothing is told through the pipe, it is closed: the worker ends by itself.
         with pytest.raises(OSError, match="is gone"):
             follower.result()
+
+
+@pytest.mark.parametrize("begin", [1 << 31, (1 << 32) + 5 * PAGE, 1 << 40], ids=["2 GiB", "4 GiB", "1 TiB"])
+def test_pages_far_behind_in_a_file(begin: int, tmp_path: Path) -> None:
+    large = os.urandom(3 * PAGE)
+    leaves = [[put(number, b"/%d" % number)] for number in range(2, 60)] + [[put(60, b"/large", large)]]
+    with open_database(str(sparse(tmp_path / "far.db", leaves, begin))) as opened:
+        assert (opened.revision, opened.key_count) == (60, 59)
+        assert [key.value for key in opened.keys(b"/large")] == [large]
+
+
+def test_a_file_of_more_than_2_gib_is_followed_and_proven(tmp_path: Path) -> None:
+    path = sparse(tmp_path / "large.db", [[put(number, b"/%d" % number)] for number in range(2, 60)], (1 << 31) + PAGE)
+    content = hashlib.sha256()
+    with path.open("r+b") as stream:
+        while piece := stream.read(256 << 10):
+            content.update(piece)
+        stream.write(content.digest())
+        stream.flush()
+        with Worker("follow", stream.fileno(), "the snapshot") as follower:
+            found = follower.result()
+    content.update(content.digest())
+    assert (found["size"], found["key_count"]) == (path.stat().st_size, 58)
+    assert found["digest"] == content.hexdigest()
+
+
+def test_a_copy_that_ends_without_an_answer(tmp_path: Path) -> None:
+    """It is killed, as for too much memory: that is no proof."""
+    command = (
+        f"import os\nfrom {bbolt.__name__} import Copy\n"
+        "with Copy(lambda: os.kill(os.getpid(), 9)) as copy:\n"
+        "    try: copy.result()\n"
+        "    except OSError as error: print(error.strerror)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "a process that checked a part ended with -9\n"
 
 
 def test_workers_beside_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
