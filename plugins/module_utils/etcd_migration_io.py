@@ -144,26 +144,29 @@ class Log:
         self._name = ""
         self._position = 0
 
-    def advance(self, after: int = 0) -> Iterator[tuple[int, bytes]]:
-        """Yield raft index and data of the entries since the last call, after a raft index. Raises MigrationError."""
+    def advance(self, after: int = 0, having: bytes = b"") -> Iterator[tuple[int, bytes]]:
+        """Yield raft index and data of the entries since the last call, after a raft index and with some bytes in them.
+
+        Raises MigrationError.
+        """
         try:
             names = [path.name for path in self.folder.glob("*.wal")]
             ordered = sorted(names, key=files.first_index) if self._name else files.files_after(names, after)
             for name in ordered:
                 if name >= self._name:
-                    yield from self._read(name, self._position if name == self._name else 0, after)
+                    yield from self._read(name, self._position if name == self._name else 0, after, having)
         except OSError as error:
             raise MigrationError(f"{self.folder}, the log of a member, cannot be read: {error}") from error
 
-    def _read(self, name: str, start: int, after: int) -> Iterator[tuple[int, bytes]]:
+    def _read(self, name: str, start: int, after: int, having: bytes) -> Iterator[tuple[int, bytes]]:
         with open(self.folder / name, "rb") as stream:
             if not os.fstat(stream.fileno()).st_size:
                 return
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 self._name, self._position = name, start
-                for end, raft_index, data in files.log_entries(content, start):
+                for end, raft_index, data in files.log_entries(content, start, after, having):
                     self._position = end
-                    if raft_index > after:
+                    if data:
                         yield raft_index, data
 
 
@@ -186,8 +189,8 @@ def hidden_in_snapshot(data_dir: str) -> set[str]:
 def hidden_in_log(log: Log) -> set[str]:
     """Return the hidden folders and keys that were written since a log was last read. Raises MigrationError."""
     found: set[str] = set()
-    for raft_index, data in log.advance():
-        write = files.write_of(raft_index, data) if HIDDEN_MARK in data else None
+    for raft_index, data in log.advance(having=HIDDEN_MARK):
+        write = files.write_of(raft_index, data)
         if write:
             found.update(files.hidden_roots(write.path))
     return found
@@ -331,6 +334,9 @@ def scratch_flags(rules: Rules) -> tuple[str, ...]:
         f"--quota-backend-bytes={rules.quota_bytes}",
         # What a power cut takes here is made anew.
         "--unsafe-no-fsync",
+        # With one member there is nobody to wait for before it leads itself.
+        "--heartbeat-interval=10",
+        "--election-timeout=100",
         "--log-level=error",
     )
 
@@ -401,7 +407,7 @@ def read_back(gateway: Gateway, changes: list[Change]) -> None:
     found: dict[str, bytes] = {}
     for start in range(0, len(changes), READ_BACK_AT_ONCE):
         portion = changes[start : start + READ_BACK_AT_ONCE]
-        body = {"success": [{"requestRange": {"key": plan.encoded(change.key)}} for change in portion]}
+        body = {"success": [{"requestRange": {"key": plan.encoded(change.key).decode()}} for change in portion]}
         answer = gateway.call("kv/txn", body, WRITE_SECONDS)
         for change, response in zip(portion, answer.get("responses", ())):
             # A key with a lease may have ended its life meanwhile.

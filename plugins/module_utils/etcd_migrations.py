@@ -13,7 +13,7 @@ Nothing here touches a network or a disk.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -517,25 +517,27 @@ def batches(
 
 
 def size_of(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def encoded(text: str) -> str:
-    return base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
+def encoded(text: str) -> bytes:
+    return binascii.b2a_base64(text.encode("utf-8", "surrogatepass"), newline=False)
 
 
-def transaction(batch: Iterable[Change], leases: Mapping[int, str]) -> dict[str, Any]:
-    """Return the body of a transaction. leases: the id of the lease for each number of seconds."""
-    operations: list[dict[str, Any]] = []
+def transaction(batch: Iterable[Change], leases: Mapping[int, str]) -> bytes:
+    """Return a transaction as JSON. leases: the id of the lease for each number of seconds.
+
+    It is put together here, since nothing in it needs to be escaped and nearly all the time of a copy would go there.
+    """
+    operations = []
     for change in batch:
+        key = encoded(change.key)
         if change.value is None:
-            operations.append({"requestDeleteRange": {"key": encoded(change.key)}})
+            operations.append(b'{"requestDeleteRange":{"key":"%b"}}' % key)
         else:
-            put = {"key": encoded(change.key), "value": encoded(change.value)}
-            if change.lease:
-                put["lease"] = leases[change.lease]
-            operations.append({"requestPut": put})
-    return {"success": operations}
+            lease = b',"lease":"%b"' % leases[change.lease].encode() if change.lease else b""
+            operations.append(b'{"requestPut":{"key":"%b","value":"%b"%b}}' % (key, encoded(change.value), lease))
+    return b'{"success":[%b]}' % b",".join(operations)
 
 
 # --- The journal ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ansible_collections.plainkube.cluster.plugins.module_utils.bbolt import protobuf_fields
+from ansible_collections.plainkube.cluster.plugins.module_utils.bbolt import protobuf_fields, protobuf_places
 from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_client import EtcdError
 
 # Below this is what clients wrote; beside it the cluster keeps its members in the same store.
@@ -80,9 +80,12 @@ def stored_paths(store: dict[str, Any]) -> Iterator[str]:
 # --- Logs -------------------------------------------------------------------------------------------------------------
 
 
-def log_entries(content: bytes | mmap.mmap, position: int = 0) -> Iterator[tuple[int, int, bytes]]:
+def log_entries(
+    content: bytes | mmap.mmap, position: int = 0, after: int = 0, having: bytes = b""
+) -> Iterator[tuple[int, int, bytes]]:
     """Yield (where it ends, raft index, data) of each normal entry of one log file from a position on.
 
+    The data of entries up to a raft index, and of those without some bytes, is left out: that is empty.
     A file that is still written ends in zeros, or in half a record.
     """
     end = len(content)
@@ -97,14 +100,16 @@ def log_entries(content: bytes | mmap.mmap, position: int = 0) -> Iterator[tuple
             return
         position = start + size + padding
         try:
-            record = protobuf_fields(content[start : start + size])
-            if record.get(1) != ENTRY_RECORD:
+            record = protobuf_places(content, start, start + size)
+            if record.get(1) != ENTRY_RECORD or 3 not in record:
                 continue
-            entry = protobuf_fields(record.get(3, b""))
-        except ValueError:
+            entry = protobuf_places(content, *record[3])
+        except (ValueError, TypeError):
             return
-        if entry.get(1, 0) == NORMAL_ENTRY and entry.get(4):
-            yield position, int(entry.get(3, 0)), entry[4]
+        if entry.get(1, 0) == NORMAL_ENTRY and 4 in entry:
+            raft_index, (first, last) = int(entry.get(3, 0)), entry[4]
+            wanted = raft_index > after and (not having or content.find(having, first, last) >= 0)
+            yield position, raft_index, content[first:last] if wanted else b""
 
 
 def write_of(raft_index: int, data: bytes) -> Write | None:

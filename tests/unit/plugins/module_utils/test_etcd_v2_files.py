@@ -105,6 +105,11 @@ class TestLog:
         (end, _index, _data) = list(files.log_entries(first + bytes(64)))[-1]
         assert [index for _end, index, _data in files.log_entries(first + entry(6, b"two") + bytes(64), end)] == [6]
 
+    def test_leaves_out_data_that_nobody_asks_for(self) -> None:
+        content = log(entry(5, b"one"), entry(6, b"two /_x"), entry(7, b"three"), entry(8, b"four /_y"))
+        found = [(index, data) for _end, index, data in files.log_entries(content, after=6, having=b"/_")]
+        assert found == [(5, b""), (6, b""), (7, b""), (8, b"four /_y")]
+
     @pytest.mark.parametrize("cut", [12, 20, 30])
     def test_half_a_record_at_the_end_is_none(self, cut: int) -> None:
         content = log(entry(5, b"one"), entry(6, b"a longer one"))[:-4096]
