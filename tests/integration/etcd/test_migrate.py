@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import subprocess
@@ -119,6 +120,21 @@ class TestUnderAWriter:
             answer = migrate(cluster)
             assert not answer.get("failed"), answer
             require_migrated(cluster, KEYS)
+
+    def test_a_value_larger_than_v3_takes_by_default(self, one: OldCluster) -> None:
+        large = "x" * 2_500_000
+        # In the body: an address cannot be that long.
+        connection = http.client.HTTPConnection("127.0.0.1", one.servers.member(0).client_port, timeout=30)
+        connection.request(
+            "PUT", "/v2/keys/large", f"value={large}", {"Content-Type": "application/x-www-form-urlencoded"}
+        )
+        assert connection.getresponse().status == 201
+        connection.close()
+        refused = migrate(one)
+        assert refused["failed"] and "/large" in refused["msg"] and "max_request_bytes" in refused["msg"], refused
+        answer = migrate(one, max_request_bytes=4_000_000)
+        assert not answer.get("failed"), answer
+        require_migrated(one, {**KEYS, "/large": large})
 
     def test_more_events_than_the_server_keeps(self, one: OldCluster) -> None:
         """A burst during the freeze command, faster than events can be followed: they are lost, the keys are not."""

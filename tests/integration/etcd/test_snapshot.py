@@ -140,6 +140,35 @@ def test_a_client_certificate_that_is_over_is_named(pki: Pki, tmp_path: Path) ->
     assert over["certificate"] in answer["msg"] and "expired" in answer["msg"], answer
 
 
+def test_a_client_without_the_right_is_told_so(tmp_path: Path) -> None:
+    pki = Pki(tmp_path / "pki")
+    pki.client = pki.issue("root", common_name="root")
+    guest = pki.issue("guest", common_name="guest")
+    with cluster(V3_7, members=1, tls=pki, folder=tmp_path) as servers:
+        servers.put("/secret", SECRET)
+        for user in ("root", "guest"):
+            servers.etcdctl("user", "add", user, "--no-password")
+        servers.etcdctl("user", "grant-role", "root", "root")
+        servers.etcdctl("auth", "enable")
+        certificate = {"client_cert": guest["certificate"], "client_key": guest["key"]}
+        refused = snapshot(servers, tmp_path / "snapshots", **certificate)
+        assert refused["failed"] and "permission denied" in refused["msg"], refused
+        assert not (tmp_path / "snapshots").exists() or visible(tmp_path / "snapshots") == []
+        answer = snapshot(servers, tmp_path / "snapshots")
+        assert answer.get("changed") and answer["manifest"]["auth_enabled"], answer
+
+
+def test_values_larger_than_etcd_takes_by_default(tmp_path: Path) -> None:
+    large = os.urandom(3_000_000)
+    with cluster(V3_7, members=1, folder=tmp_path, max_request_bytes=8_000_000) as servers:
+        servers.put("/large", large)
+        servers.fill(50)
+        answer = snapshot(servers, tmp_path / "snapshots", verify="restore")
+    assert answer.get("changed") and answer["manifest"]["key_count"] == 51, answer
+    with open_database(answer["path"]) as database:
+        assert [key.value for key in database.keys(b"/large")] == [large]
+
+
 def test_a_learner_alone_is_no_source(tmp_path: Path) -> None:
     with cluster(V3_7, members=1, folder=tmp_path) as servers:
         servers.fill(10)
@@ -231,6 +260,38 @@ def test_the_leader_ends_during_the_run(tmp_path: Path) -> None:
         else:
             with open_database(answer["path"]) as database:
                 assert database.key_count == 2000
+
+
+def test_while_the_leader_changes_again_and_again(tmp_path: Path) -> None:
+    stop = threading.Event()
+    with cluster(V3_7, folder=tmp_path) as servers:
+        servers.fill(2000, size=4096)
+        moves = 0
+
+        def move() -> None:
+            nonlocal moves
+            while not stop.is_set():
+                leader = servers.leader()
+                target = next(member for member in servers.members if member is not leader)
+                identity = f"{int(target.status()['header']['member_id']):x}"
+                moves += leader.etcdctl("move-leader", identity, check=False).returncode == 0
+
+        mover = threading.Thread(target=move)
+        mover.start()
+        try:
+            # In the time of an election there is no leader; that is said, and a later run succeeds.
+            answers = [snapshot(servers, tmp_path / "snapshots") for _number in range(6)]
+        finally:
+            stop.set()
+            mover.join()
+        taken = [answer for answer in answers if answer.get("changed")]
+        assert moves and taken, answers
+        for answer in answers:
+            assert answer in taken or "leader" in answer["msg"], answer
+        for answer in taken:
+            with open_database(answer["path"]) as database:
+                assert database.key_count == 2000
+        assert len(visible(tmp_path / "snapshots")) == 2 * len({answer["path"] for answer in taken})
 
 
 def test_another_cluster_is_refused(filled: EtcdServers, tmp_path: Path) -> None:
