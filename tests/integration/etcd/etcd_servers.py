@@ -54,16 +54,32 @@ KEEP_LOGS = "PLAINKUBE_KEEP_ETCD"  # set to keep folders of servers after their 
 
 def binaries(version: str) -> Path:
     """Return the folder with etcd, etcdctl and, from 3.5 on, etcdutl of a version."""
-    folder = CACHE / "etcd" / version
-    if not (folder / "etcd").exists():
+    make = _from_debian if version in DEBIAN else _from_mirror
+    return made_once(CACHE / "etcd" / version, lambda folder: make(version, folder))
+
+
+def promtool() -> Path:
+    """Return Prometheus' own checker of rules, from Debian's package."""
+    folder = made_once(
+        CACHE / "etcd" / "promtool",
+        lambda target: (unpack_debian("bookworm", target.parent, "prometheus") / "usr/bin/promtool").rename(
+            target / "promtool"
+        ),
+    )
+    return folder / "promtool"
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Return a folder, after making it if it is not there. make: gets an empty one, in a folder of its own."""
+    if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (folder.parent / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "etcd").exists():
+            if not folder.exists():
                 with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                     made = Path(temporary, "bin")
                     made.mkdir()
-                    (_from_debian if version in DEBIAN else _from_mirror)(version, made)
+                    make(made)
                     made.rename(folder)
     return folder
 
@@ -80,7 +96,18 @@ def _from_mirror(version: str, target: Path) -> None:
 
 
 def _from_debian(version: str, target: Path) -> None:
-    """Unpack Debian's packages of a suite, taken from where this machine takes its own packages."""
+    work = target.parent
+    root = unpack_debian(DEBIAN[version], work, "etcd-server", "etcd-client")
+    for package in work.glob("*.deb"):
+        if f"_{version}" not in package.name:
+            raise RuntimeError(f"{DEBIAN[version]} has {package.name}, wanted version {version}")
+    for program in (root / "usr/bin").iterdir():
+        if program.name in ("etcd", "etcdctl", "etcdutl"):
+            program.rename(target / program.name)
+
+
+def unpack_debian(suite: str, work: Path, *packages: str) -> Path:
+    """Return a folder with Debian's packages of a suite, taken from where this machine takes its own packages."""
     lines = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"],
         capture_output=True,
@@ -88,13 +115,12 @@ def _from_debian(version: str, target: Path) -> None:
         check=True,
     ).stdout.split()
     if not lines:
-        raise RuntimeError("this machine has no package source of Debian: etcd of older versions cannot be had")
-    work = target.parent
+        raise RuntimeError(f"this machine has no package source of Debian: {', '.join(packages)} cannot be had")
     for folder in ("lists/partial", "archives/partial", "etc"):
         (work / folder).mkdir(parents=True)
     (work / "status").touch()
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (work / "etc/sources.list").write_text(f"deb [signed-by={keyring}] {lines[0]} {DEBIAN[version]} main\n")
+    (work / "etc/sources.list").write_text(f"deb [signed-by={keyring}] {lines[0]} {suite} main\n")
     places = {
         "Dir::Etc::SourceList": work / "etc/sources.list",
         "Dir::Etc::SourceParts": "-",
@@ -106,16 +132,12 @@ def _from_debian(version: str, target: Path) -> None:
         "APT::Sandbox::User": "",
     }
     options = [f"--option={name}={value}" for name, value in places.items()]
-    for arguments in (["update"], ["download", "etcd-server", "etcd-client"]):
+    for arguments in (["update"], ["download", *packages]):
         command = ["apt-get", "--quiet", *options, *arguments]
         subprocess.run(command, cwd=work, check=True, stdout=sys.stderr)
     for package in work.glob("*.deb"):
-        if f"_{version}" not in package.name:
-            raise RuntimeError(f"{DEBIAN[version]} has {package.name}, wanted version {version}")
         subprocess.run(["dpkg-deb", "--extract", str(package), str(work / "root")], check=True)
-    for program in (work / "root/usr/bin").iterdir():
-        if program.name in ("etcd", "etcdctl", "etcdutl"):
-            program.rename(target / program.name)
+    return work / "root"
 
 
 # --- Certificates -----------------------------------------------------------------------------------------------------

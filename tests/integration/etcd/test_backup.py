@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_backup_io import lease_id
-from etcd_servers import CACHE, CHECKOUT, V3_7, EtcdServers, binaries, cluster, free_ports, wait_until
+from etcd_servers import CACHE, CHECKOUT, V3_7, EtcdServers, binaries, cluster, free_ports, promtool, wait_until
 from jinja2 import Environment
 
 ROLE = CHECKOUT / "roles" / "etcd_backup"
@@ -737,3 +737,49 @@ def test_the_service_is_sandboxed_and_the_units_are_sound(tmp_path: Path) -> Non
         check=False,
     )
     assert judged.returncode == 0, judged.stdout
+
+
+# --- Alerts -----------------------------------------------------------------------------------------------------------
+
+
+def test_prometheus_takes_the_rules_and_they_fire_when_they_should(tmp_path: Path) -> None:
+    template = ROLE / "templates/etc/plainkube/etcd-backup/prometheus-rules.yml.j2"
+    values = {"etcd_backup_cluster": NAME, "etcd_backup_alert_hours": 3}
+    (tmp_path / "rules.yml").write_text(Environment().from_string(template.read_text(encoding="utf-8")).render(values))
+
+    def series(name: str, numbers: str) -> dict[str, str]:
+        return {"series": f'plainkube_etcd_{name}{{cluster="{NAME}",instance="etcd-1"}}', "values": numbers}
+
+    # Five minutes from number to number. The last good backup is from the beginning, after four hours all goes wrong,
+    # after seven nobody tells anything.
+    given = [series(f"{name}_last_success_timestamp_seconds", "0x4400") for name in ("backup", "rehearsal")]
+    given += [series(f"{name}_last_run_ok", "1x48 0x35") for name in ("backup", "check", "rehearsal")]
+    given += [series("backup_proven", "1x48 0x35"), series("backup_last_run_timestamp_seconds", "0+300x84")]
+    # Alert -> the last hour in which it is silent, the first in which it fires.
+    wanted = {
+        "EtcdBackupTooOld": (3, 4),
+        "EtcdBackupFailed": (4, 5),
+        "EtcdBackupUnproven": (4, 5),
+        "EtcdBackupCheckFailed": (4, 5),
+        "EtcdRehearsalFailed": (4, 5),
+        "EtcdBackupAbsent": (9, 11),
+        "EtcdRehearsalTooOld": (360, 361),
+    }
+    rules = {rule["alert"]: rule for rule in yaml.safe_load((tmp_path / "rules.yml").read_text())["groups"][0]["rules"]}
+    assert rules.keys() == wanted.keys()
+    checks: list[dict[str, Any]] = []
+    for name, (silent, fires) in wanted.items():
+        labels = {**rules[name]["labels"]}
+        if "max(" not in rules[name]["expr"]:
+            # What is told by a host names it; the newest of all hosts names none.
+            labels["cluster"] = NAME
+            labels.update({} if "absent(" in rules[name]["expr"] else {"instance": "etcd-1"})
+        fired = {"exp_labels": labels, "exp_annotations": rules[name]["annotations"]}
+        checks.append({"eval_time": f"{silent}h", "alertname": name, "exp_alerts": []})
+        checks.append({"eval_time": f"{fires}h", "alertname": name, "exp_alerts": [fired]})
+    test = {"interval": "5m", "input_series": given, "alert_rule_test": checks}
+    content = {"rule_files": ["rules.yml"], "evaluation_interval": "5m", "tests": [test]}
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(content))
+    for command in (["check", "rules", "rules.yml"], ["test", "rules", "test.yml"]):
+        done = subprocess.run([promtool(), *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
