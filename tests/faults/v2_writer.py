@@ -3,6 +3,7 @@
 """Runs on a node: writes one key after the other to the v2 store of etcd, and notes each that was acknowledged.
 
 Arguments: the file for the notes, and the URLs of the members. A key that a member does not take is tried at the next.
+Started again it goes on after its last note.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ def main() -> None:
     notes, *members = sys.argv[1:]
     turns = itertools.cycle(members)
     member = next(turns)
-    with open(notes, "a", encoding="utf-8", buffering=1) as written:
-        for number in itertools.count():
+    with open(notes, "a+", encoding="utf-8", buffering=1) as written:
+        written.seek(0)
+        for number in itertools.count(len(written.readlines())):
             while True:
                 request = urllib.request.Request(
                     f"{member}/v2/keys/written/{number}",
