@@ -28,7 +28,9 @@ class ActionModule(ActionBase):
         if checked.error_messages:
             raise AnsibleActionFail("plainkube.cluster.preflight: " + "; ".join(checked.error_messages))
         name, hostvars = checked.validated_parameters["facts"], task_vars["hostvars"]
-        hosts = {host: hostvars[host].get(name, {}).get("facts") for host in task_vars["ansible_play_hosts_all"]}
+        # A group made in the run has its hosts in the order in which they answered.
+        names = sorted(task_vars["ansible_play_hosts_all"])
+        hosts = {host: hostvars[host].get(name, {}).get("facts") for host in names}
         report = evaluate(hosts)
         result.update(changed=False, warnings=[str(finding) for finding in report.warnings])
         if report.faults:
