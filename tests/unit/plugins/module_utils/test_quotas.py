@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -119,6 +120,18 @@ def interleaved(chains: Sequence[quotas.Chain], chance: random.Random) -> Iterab
         yield chain.pop(0)
 
 
+def writes(
+    document: Document, found: Sequence[Member], state: State, chance: random.Random, stop: int
+) -> Iterable[quotas.Write]:
+    """Do what is planned, cut off after so many writes, and then to its end; yield each write once it was done."""
+    for limit in (stop, 10**6):
+        planned = quotas.order(quotas.build(document, found, state))
+        every = (each for chains in planned for each in interleaved(chains, chance))
+        for each in itertools.islice(every, limit):
+            write(state, [each])
+            yield each
+
+
 # Mostly with both resources, as budgets want it.
 hard = some.one_of(
     some.fixed_dictionaries({name: some.integers(0, 9) for name in RESOURCES}),
@@ -147,18 +160,10 @@ def test_no_order_of_applying_exceeds_a_budget_midway(
         for name in RESOURCES
         if capped(before, tenant, name) and capped(after, tenant, name)
     }
-    for limit in (stop, 10**6):
-        plan = quotas.build(document, found, state)
-        done = 0
-        for chains in quotas.order(plan):
-            for each in interleaved(chains, chance):
-                if done >= limit:
-                    break
-                write(state, [each])
-                done += 1
-                now = totals(state)
-                for key, limit_of_key in most.items():
-                    assert now.get(key, Fraction(0)) <= limit_of_key, key
+    for _write in writes(document, found, state, chance, stop):
+        now = totals(state)
+        for key, limit_of_key in most.items():
+            assert now.get(key, Fraction(0)) <= limit_of_key, key
     assert totals(state) == end
     assert quotas.build(document, found, state).items == []
 
@@ -225,21 +230,13 @@ def test_a_namespace_is_never_without_the_cap_that_it_has_before_and_after(
     owners = {name: after[name][0] for name in always}
     tenants_start, tenants_end = capped_by_tenant(state, owners), capped_by_tenant(goal, owners)
     budgets = {tenant: max(tenants_start[tenant], tenants_end[tenant]) for tenant in TENANTS}
-    for limit in (stop, 10**6):
-        plan = quotas.build(document, found, state)
-        done = 0
-        for chains in quotas.order(plan):
-            for each in interleaved(chains, chance):
-                if done >= limit:
-                    break
-                write(state, [each])
-                done += 1
-                now, tenants_now = caps(state), capped_by_tenant(state, owners)
-                for name, most in always.items():
-                    assert name in now, f"{name} has no cap"
-                    assert now[name] <= most, name
-                for tenant, most in budgets.items():
-                    assert tenants_now[tenant] <= most, tenant
+    for _write in writes(document, found, state, chance, stop):
+        now, tenants_now = caps(state), capped_by_tenant(state, owners)
+        for name, most in always.items():
+            assert name in now, f"{name} has no cap"
+            assert now[name] <= most, name
+        for tenant, most in budgets.items():
+            assert tenants_now[tenant] <= most, tenant
     left = {key: live.body for key, live in state.items() if live.kind == "ResourceQuota"}
     assert left == {key: live.body for key, live in goal.items()}
     assert quotas.build(document, found, state).items == []
