@@ -581,16 +581,14 @@ def test_what_outlives_a_killed_run_does_not_disturb_the_next(
     stopped: EtcdServers, member: Member, taken: Path, tmp_path: Path
 ) -> None:
     """etcdutl goes on restoring after its run was killed, into a folder that nobody else uses."""
-    slow, ended = tmp_path / "etcdutl", tmp_path / "ended"
+    slow, begun, ended = tmp_path / "etcdutl", tmp_path / "begun", tmp_path / "ended"
     program = binaries(V3_7) / "etcdutl"
-    slow.write_text(
-        f'#!/bin/sh\ncase "$*" in *--data-dir*) sleep 2; {program} "$@"; touch {ended};; *) {program} "$@";; esac\n'
-    )
+    restoring = f'touch {begun}; sleep 2; {program} "$@"; touch {ended}'
+    slow.write_text(f'#!/bin/sh\ncase "$*" in *--data-dir*) {restoring};; *) {program} "$@";; esac\n')
     slow.chmod(0o700)
     restore = Restore(stopped, taken)
     first = start_module("etcd_restore", restore.arguments(member, "staged", etcdutl=str(slow)))
-    staging = tmp_path / "data.restore-t1"
-    wait_until(lambda: staging.exists() or first.poll() is not None, "the first run is at work")
+    wait_until(begun.exists, "the first run has started the program")
     first.kill()
     first.wait()
     assert restore.step(member, "staged")["changed"]
@@ -598,7 +596,7 @@ def test_what_outlives_a_killed_run_does_not_disturb_the_next(
     assert restore.step(member, "swapped")["changed"]
     assert revision_of(member) > BUMP
     assert restore.step(member, "finished")["changed"]
-    names = {path.name for path in tmp_path.iterdir()} - {"etcdutl", "ended"}
+    names = {path.name for path in tmp_path.iterdir()} - {"etcdutl", "begun", "ended"}
     assert names == {"data", "data.before-t1", "data.restore.json"}
 
 
