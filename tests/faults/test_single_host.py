@@ -7,6 +7,8 @@ The tests stand in the order in which the host goes through them: empty at first
 
 from __future__ import annotations
 
+import base64
+import re
 import socket
 import subprocess
 import sys
@@ -24,6 +26,10 @@ HOST = "alone"
 # Where the collection writes; anything else that a host writes meanwhile is its own business.
 WRITTEN_FOLDERS = "/etc /opt /usr /var/lib/etcd /var/lib/kubelet /var/lib/containerd"
 KILLS = 10
+# How the files of private keys begin in base64.
+ENCODED_KEYS = [
+    base64.b64encode(f"-----BEGIN {kind}PRIVATE KE".encode()).decode().rstrip("=")[:-1] for kind in ("", "EC ", "RSA ")
+]
 
 
 # Wrong hosts and wrong sources, found before anything is written
@@ -88,6 +94,34 @@ def test_a_mirror_folder_that_is_not_there_is_named(single: Lab) -> None:
     said = refused(single, {"plainkube_artifact_source": "file:///srv/nothing"})
     assert "/srv/nothing" in said
     assert "plainkube_artifact_source" in said
+
+
+# What is printed
+
+
+def secrets_of(text: str) -> set[str]:
+    """Return what nobody may print of a file: the lines of its private keys, also of those in a kubeconfig."""
+    for encoded in re.findall(r"client-key-data: *(\S+)", text):
+        text += "\n" + encoded + "\n" + base64.b64decode(encoded).decode()
+    keys = re.findall(r"-BEGIN [A-Z ]*PRIVATE KEY-+\n(.+?)\n-+END", text, re.DOTALL)
+    return {line for key in keys for line in key.splitlines() if len(line) > 20}.union(
+        re.findall(r"client-key-data: *(\S+)", text)
+    )
+
+
+def test_a_look_at_an_empty_host_and_a_first_run_print_no_secret(single: Lab) -> None:
+    looked = single.converge("--check", "--diff", "-vvv")
+    ran = single.converge("--diff", "-vvv")
+    state = lab_folder(single.description.name) / "state"
+    texts = [path.read_text() for path in state.rglob("*") if path.is_file()]
+    texts.append(single.ssh(HOST, "grep -rlsE 'PRIVATE KEY-|client-key-data' /etc /var/lib/kubelet | xargs cat"))
+    secrets = {(state / "secrets" / "encryption-key").read_text().strip()}.union(*map(secrets_of, texts))
+    assert len(secrets) > 20
+    for run in (looked, ran):
+        assert [secret for secret in secrets if secret in run.output] == []
+        # Nor as base64, the way in which files and manifests travel.
+        assert [word for word in ("PRIVATE KEY-", *ENCODED_KEYS) if word in run.output] == []
+    single.renew()
 
 
 # Killed runs
