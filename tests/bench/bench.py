@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,30 @@ def measure(size: int) -> dict[str, Any]:
         "second_run_tasks": counts["node1"]["ok"],
         "second_run_changed": sum(host["changed"] for host in counts.values()),
     }
+
+
+def measured_in_a_lab(
+    description: str, size: int, measure: Callable[[Path], dict[str, Any]], table: Callable[[dict[str, Any]], str]
+) -> dict[str, Any]:
+    """Read the command line of a bench that needs a cluster, print what it measured, and return that.
+
+    measure gets the inventory: of a new lab of size hosts, which is removed at the end, or the one that is named.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inventory", type=Path, help="of a running lab; nothing is made or removed then but objects")
+    hosts = parser.parse_args().inventory
+    if hosts:
+        figures = measure(hosts)
+    else:
+        subprocess.run([sys.executable, "tools/cluster", "prepare"], cwd=CHECKOUT, check=True)
+        with tempfile.TemporaryDirectory() as folder:
+            hosts = inventory(Path(folder) / "inventory", size)
+            with fresh_lab(hosts):
+                play(hosts)
+                figures = measure(hosts)
+    print("\n" + table(figures) + "\n")
+    print(json.dumps(figures))
+    return figures
 
 
 def table(figures: list[dict[str, Any]]) -> str:

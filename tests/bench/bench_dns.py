@@ -10,14 +10,12 @@ that it makes and removes, or the running lab of --inventory. The last line is t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT / path) for path in ("collections", "tests/bench", "tests/lab")]
 
-from bench import fresh_lab, inventory, play  # noqa: E402
+from bench import measured_in_a_lab  # noqa: E402
 from plainkube_lab.access import ssh_command  # noqa: E402
 from plainkube_lab.cli import read_inventory  # noqa: E402
 
@@ -222,20 +220,7 @@ def table(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure on a lab of its own, or on the one that is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inventory", type=Path, help="of a running lab; nothing is made or removed then but objects")
-    hosts = parser.parse_args().inventory
-    if hosts:
-        figures = measure(Cluster(hosts))
-    else:
-        subprocess.run([sys.executable, "tools/cluster", "prepare"], cwd=CHECKOUT, check=True)
-        with tempfile.TemporaryDirectory() as folder:
-            hosts = inventory(Path(folder) / "inventory", 1)
-            with fresh_lab(hosts):
-                play(hosts)
-                figures = measure(Cluster(hosts))
-    print("\n" + table(figures) + "\n")
-    print(json.dumps(figures))
+    measured_in_a_lab(__doc__, 1, lambda hosts: measure(Cluster(hosts)), table)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ ports of Services a host has rules. Uses a lab of three hosts that it makes and 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT / path) for path in ("collections", "tests/bench", "tests/lab")]
 
 from ansible_collections.plainkube.cluster.plugins.module_utils import proxy_rules  # noqa: E402
-from bench import fresh_lab, inventory, play  # noqa: E402
+from bench import measured_in_a_lab  # noqa: E402
 from plainkube_lab.access import ssh_command  # noqa: E402
 from plainkube_lab.cli import read_inventory  # noqa: E402
 
@@ -244,20 +242,7 @@ def table(figures: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure on a lab of its own, or on the one that is named; fail when rules grow more than Services explain."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inventory", type=Path, help="of a running lab; nothing is made or removed then but objects")
-    hosts = parser.parse_args().inventory
-    if hosts:
-        figures = measure(Cluster(hosts))
-    else:
-        subprocess.run([sys.executable, "tools/cluster", "prepare"], cwd=CHECKOUT, check=True)
-        with tempfile.TemporaryDirectory() as folder:
-            hosts = inventory(Path(folder) / "inventory", 3)
-            with fresh_lab(hosts):
-                play(hosts)
-                figures = measure(Cluster(hosts))
-    print("\n" + table(figures) + "\n")
-    print(json.dumps(figures))
+    figures = measured_in_a_lab(__doc__, 3, lambda hosts: measure(Cluster(hosts)), table)
     if figures["rules_for_each_service"] > RULES_FOR_EACH_AT_MOST:
         print(f"more than {RULES_FOR_EACH_AT_MOST} rules for each Service", file=sys.stderr)
         return 1
