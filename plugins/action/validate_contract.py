@@ -23,9 +23,12 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.contract import 
     zone_warnings,
 )
 from ansible_collections.plainkube.cluster.plugins.module_utils.versions import version_faults
-from ansible_collections.plainkube.cluster.plugins.plugin_utils.server_certificates import instance_faults
+from ansible_collections.plainkube.cluster.plugins.plugin_utils.server_certificates import edge_faults, instance_faults
 
-ARGUMENTS = {"require_complete": {"type": "bool", "default": False}}
+ARGUMENTS = {
+    "require_complete": {"type": "bool", "default": False},
+    "certificates": {"type": "bool", "default": False},
+}
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
@@ -72,7 +75,10 @@ class ActionModule(ActionBase):
         faults = unrendered + contract_faults(
             specification, Inventory(groups, hosts, set_names, playing), version_faults
         )
-        faults += instance_faults(own.get("plainkube_ingress_instances"), datetime.now(timezone.utc))
+        if arguments.validated_parameters["certificates"]:
+            now, edge = datetime.now(timezone.utc), groups.get(str(own.get("plainkube_edge_group")), [])
+            faults += instance_faults(own.get("plainkube_ingress_instances"), now)
+            faults += edge_faults({name: hosts[name] for name in edge if name in hosts}, now)
         faults += self._role_input_faults(task_vars, hosts, given)
         result["changed"] = False
         if faults:

@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Callable
 
-from ansible_collections.plainkube.cluster.plugins.plugin_utils.edge_certificates import read_pair
+from ansible.errors import AnsibleFilterError
 
 DOCUMENTATION = r"""
 name: edge_certificates
@@ -16,8 +16,8 @@ short_description: The certificates with which the edge ends TLS
 version_added: 0.3.0
 author: Plainkube contributors (@plainkube)
 description:
-  - Reads certificates and their keys on the controller, says what is wrong with them, and makes of each pair one file
-    as haproxy wants it.
+  - Reads certificates and their keys on the controller, and makes of each pair one file as haproxy wants it.
+  - M(plainkube.cluster.validate_contract) says what is wrong with them.
 positional: there
 options:
   _input:
@@ -33,32 +33,39 @@ options:
 """
 
 EXAMPLES = r"""
-- name: See that the certificates can be used
-  ansible.builtin.assert:
-    that: (cluster_edge_services | plainkube.cluster.edge_certificates).faults | length == 0
+- name: Write the files that clients are shown
+  plainkube.cluster.files:
+    items: "{{ cluster_edge_services | plainkube.cluster.edge_certificates }}"
 """
 
 RETURN = r"""
 _value:
-  description:
-    - C(files) are items of M(plainkube.cluster.files), secret ones and those that are to go.
-    - C(faults) is a sentence for each certificate that cannot be used.
-  type: dict
+  description: Items of M(plainkube.cluster.files), secret ones and those that are to go.
+  type: list
+  elements: dict
 """
 
 
-def edge_certificates(services: Sequence[Mapping[str, Any]], there: Sequence[str] = ()) -> dict[str, Any]:
-    now = datetime.now(timezone.utc)
-    files: list[dict[str, Any]] = []
-    faults: list[str] = []
-    for service in services:
-        for pair in service["certificates"]:
-            text, found = read_pair(pair["certificate"], pair["key"], now)
-            faults += [f"service {service['name']}: {words}" for words in found]
-            files.append({"path": pair["path"], "content": text, "mode": "0600", "secret": True})
+def edge_certificates(services: Sequence[Mapping[str, Any]], there: Sequence[str] = ()) -> list[dict[str, Any]]:
+    files = [
+        {"path": pair["path"], "content": _joined(pair["certificate"], pair["key"]), "mode": "0600", "secret": True}
+        for service in services
+        for pair in service["certificates"]
+    ]
     wanted = {item["path"] for item in files}
-    files += [{"path": path, "state": "absent"} for path in sorted(there) if path not in wanted]
-    return {"files": files, "faults": faults}
+    return files + [{"path": path, "state": "absent"} for path in sorted(there) if path not in wanted]
+
+
+def _joined(*paths: str) -> str:
+    """Return files of the controller as one text, each ending with a line's end."""
+    try:
+        texts = [Path(path).expanduser().read_text(encoding="utf-8", errors="replace") for path in paths]
+    except OSError as error:
+        raise AnsibleFilterError(
+            f"found no readable file {error.filename} ({error.strerror}); wanted a certificate or key on the "
+            "controller. Correct the path."
+        ) from error
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts)
 
 
 class FilterModule:

@@ -27,6 +27,13 @@ options:
       - Meant for plays on all hosts of the cluster.
     type: bool
     default: false
+  certificates:
+    description:
+      - >-
+        Also read the certificates and keys that the ingress and the edge are to show to their clients, which are files
+        of the controller.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Does the same in check mode.
@@ -39,6 +46,7 @@ attributes:
 EXAMPLES = r"""
 - name: Check the cluster's inventory and variables, all faults at once
   plainkube.cluster.validate_contract:
+    certificates: true
   run_once: true
 """
 

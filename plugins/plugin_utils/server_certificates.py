@@ -37,10 +37,40 @@ def instance_faults(instances: Any, now: datetime) -> list[Fault]:
     ]
 
 
+def edge_faults(hosts: Mapping[str, Mapping[str, Any]], now: datetime) -> list[Fault]:
+    """Return what is wrong with the certificates of the edge's services.
+
+    hosts: the variables of the hosts of the edge, as somebody wrote them. Hosts that share a certificate share its
+    fault; what all of them have is the inventory's.
+    """
+    sharing: dict[tuple[str, str, str], list[str]] = {}
+    for host, variables in hosts.items():
+        for path, pair in _edge_pairs(variables.get("plainkube_edge_services")):
+            sharing.setdefault((path, str(pair["certificate"]), str(pair["key"])), []).append(host)
+    return [
+        Fault(
+            INVENTORY if 1 < len(names) == len(hosts) else ", ".join(sorted(names)),
+            f"{path}.{'key' if key == 'certificate_key' else key}",
+            *words,
+        )
+        for (path, certificate_path, key_path), names in sharing.items()
+        for key, words in pair_faults(certificate_path, key_path, now)
+    ]
+
+
+def _edge_pairs(services: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each pair of files with its place; what is no such list is the contract's business."""
+    for number, service in enumerate(services if isinstance(services, list) else []):
+        pairs = service.get("certificates") if isinstance(service, Mapping) else None
+        for place, pair in enumerate(pairs if isinstance(pairs, list) else []):
+            if isinstance(pair, Mapping) and pair.get("certificate") and pair.get("key"):
+                yield f"plainkube_edge_services[{number}].certificates[{place}]", pair
+
+
 def pair_faults(certificate_path: str, key_path: str, now: datetime) -> Iterator[tuple[str, Words]]:
     """Yield what is wrong with a certificate (its chain behind it) and its key, each with whose fault it is."""
     try:
-        chain = load_certificates(Path(certificate_path).read_bytes())
+        chain = load_certificates(Path(certificate_path).expanduser().read_bytes())
     except OSError as error:
         yield "certificate", (f"{certificate_path}: {error.strerror}", "a file that can be read", "Correct the path.")
         chain = None
@@ -48,22 +78,21 @@ def pair_faults(certificate_path: str, key_path: str, now: datetime) -> Iterator
         wanted = "PEM that begins with the server's certificate"
         remedy = "Begin it with -----BEGIN CERTIFICATE-----; openssl x509 -inform der changes DER into PEM."
         yield "certificate", (f"no certificate in {certificate_path}", wanted, remedy)
+    key = None
     try:
-        key = serialization.load_pem_private_key(Path(key_path).read_bytes(), password=None)
+        key = serialization.load_pem_private_key(Path(key_path).expanduser().read_bytes(), password=None)
     except OSError as error:
         yield "certificate_key", (f"{key_path}: {error.strerror}", "a file that can be read", "Correct the path.")
-        return
     except UNREADABLE as error:
         locked = isinstance(error, TypeError)
         found = f"a key with a password in {key_path}" if locked else f"no private key in {key_path}"
         remedy = "Take the password off: openssl pkey -in OLD -out NEW." if locked else "Name the file of the key."
         yield "certificate_key", (found, "a private key as PEM without a password", remedy)
-        return
     if not chain:
         return
     leaf = chain[0]
     name = common_name(leaf.subject) or f"serial number {leaf.serial_number:x}"
-    if public_digest(leaf.public_key()) != public_digest(key.public_key()):  # type: ignore[arg-type]
+    if key and public_digest(leaf.public_key()) != public_digest(key.public_key()):  # type: ignore[arg-type]
         found = f"{key_path}, which is not the key of {name} in {certificate_path}"
         remedy = "Name the key that the certificate was made for; in a file of several the server's must come first."
         yield "certificate_key", (found, "the key of the certificate", remedy)

@@ -105,12 +105,30 @@ def test_a_version_outside_the_matrix_is_said(site: Site) -> None:
     assert "etcd 3.1.0 does not go with Kubernetes" in fault
 
 
-def test_everything_wrong_with_an_ingress_is_said_at_once(site: Site) -> None:
+def test_everything_wrong_with_an_ingress_and_an_edge_is_said_at_once(site: Site) -> None:
     authority = x509.make_authority("a", "a", timedelta(days=1), 0, None, datetime.now(timezone.utc))
     certificate, key = site.folder / "shop.pem", site.folder / "shop.key"
     certificate.write_text(x509.certificate_pem([authority.certificate]), encoding="utf-8")
     key.write_bytes(x509.key_pem(x509.new_key()))
-    groups = {**{name: hosts(11) for name in ("etcd", "control_plane")}, "workers": hosts(11, 12), "ingress": hosts(12)}
+    old_certificate, old_key = site.folder / "old.pem", site.folder / "old.key"
+    past = x509.make_authority("a", "a", timedelta(days=1), 0, None, datetime.now(timezone.utc) - timedelta(days=2))
+    old_certificate.write_text(x509.certificate_pem([past.certificate]), encoding="utf-8")
+    old_key.write_bytes(x509.key_pem(past.key))
+    services = [
+        {
+            "name": name,
+            "kind": "http",
+            "port": 443,
+            "certificates": [{"certificate": str(old_certificate), "key": path}],
+        }
+        for name, path in (("web", "none"), ("shop", str(old_key)))
+    ]
+    groups = {
+        **{name: hosts(11) for name in ("etcd", "control_plane")},
+        "workers": hosts(11, 12),
+        "ingress": hosts(12),
+        "edge": {**hosts(20, 21), "vars": {"plainkube_edge_services": services}},
+    }
     shared = {
         "plainkube_pod_mtu": 65536,
         "plainkube_ingress_default_class": "publik",
@@ -122,6 +140,7 @@ def test_everything_wrong_with_an_ingress_is_said_at_once(site: Site) -> None:
     }
     faults = faults_in(site.run(groups, shared))
     instances = "inventory: plainkube_ingress_instances"
+    shown = "inventory: plainkube_edge_services"
     beginnings = [
         "inventory: plainkube_pod_mtu: found 65536",
         f"{instances}[1].hosts: found node-11; wanted hosts of the ingress group: node-12",
@@ -130,6 +149,10 @@ def test_everything_wrong_with_an_ingress_is_said_at_once(site: Site) -> None:
         f"{instances}[2]: found port 80 on node-12, which instance public has too",
         f'{instances}: found plainkube_ingress_default_class "publik"; wanted the class of an instance: inside, public',
         f"{instances}[0].certificate_key: found {key}, which is not the key of a in {certificate}",
+        f"{shown}: found services web and shop at 0.0.0.0 and 0.0.0.0 port 443",
+        f"{shown}[0].certificates[0].key: found none: No such file or directory",
+        f"{shown}[0].certificates[0].certificate: found a in {old_certificate}, which expired",
+        f"{shown}[1].certificates[0].certificate: found a in {old_certificate}, which expired",
     ]
     for beginning in beginnings:
         assert [fault for fault in faults if fault.startswith(beginning)], (beginning, faults)

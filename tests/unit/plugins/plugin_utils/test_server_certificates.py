@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.plainkube.cluster.plugins.plugin_utils import x509
-from ansible_collections.plainkube.cluster.plugins.plugin_utils.server_certificates import instance_faults
+from ansible_collections.plainkube.cluster.plugins.plugin_utils.server_certificates import edge_faults, instance_faults
 from cryptography.hazmat.primitives import serialization
 
 NOW = datetime.now(timezone.utc)
@@ -69,3 +69,24 @@ def test_what_is_wrong_with_the_files_is_said_once(
 def test_a_certificate_has_its_time(files: dict[str, str], days: int, part: str) -> None:
     [fault] = said(files, "certificate", "key", NOW + timedelta(days=days))
     assert part in fault
+
+
+def test_the_edge_s_certificates_are_judged_alike_and_once_for_hosts_that_share_them(files: dict[str, str]) -> None:
+    def services(certificate: str, key: str) -> dict[str, object]:
+        pairs = [{"certificate": files[certificate], "key": files[key]}]
+        return {"plainkube_edge_services": [{"name": "plain"}, {"name": "web", "certificates": pairs}]}
+
+    shared, own = services("certificate", "other"), services("certificate", "missing")
+    hosts = {"edge-2": shared, "edge-1": shared, "edge-3": own, "edge-4": services("certificate", "key"), "edge-5": {}}
+    faults = [str(fault) for fault in edge_faults(hosts, NOW)]
+    place = "plainkube_edge_services[1].certificates[0]"
+    assert faults[0].startswith(f"edge-1, edge-2: {place}.key: found {files['other']}, which is not the key of shop")
+    assert faults[1].startswith(f"edge-3: {place}.key: found {files['missing']}: No such file")
+    assert len(faults) == 2
+    [late] = edge_faults({"edge-4": hosts["edge-4"]}, NOW + timedelta(days=31))
+    assert "which expired on" in str(late)
+
+
+@pytest.mark.parametrize("services", [None, "web", [None], [{"certificates": "x"}], [{"certificates": ["x", {}]}]])
+def test_services_of_a_wrong_form_are_left_to_the_contract(services: object) -> None:
+    assert edge_faults({"edge-1": {"plainkube_edge_services": services}}, NOW) == []
