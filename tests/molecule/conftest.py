@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from kubernetes import client, config
 from lab_cluster import Host, connect, description, members
+from web_requests import NAME
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test with `host` once per host of its group."""
+    """Run a test with `host` once per host of its group; `all` are the cluster's own."""
     if "host" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("on")
         group = mark.args[0] if mark else "all"
@@ -27,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Make the mark known."""
     config.addinivalue_line(
-        "markers", "on(group): run on the hosts that are etcd, control_plane, workers, nodes, ingress or all"
+        "markers", "on(group): run on the hosts that are etcd, control_plane, workers, nodes, ingress, edge or all"
     )
 
 
@@ -65,3 +66,29 @@ def namespace(api: client.ApiClient) -> Iterator[str]:
     core.create_namespace({"metadata": {"name": name}})
     yield name
     core.delete_namespace(name)
+
+
+@pytest.fixture
+def shop(api: client.ApiClient, namespace: str) -> str:
+    """Return the namespace with a pod that says its name, a Service and an Ingress before it."""
+    container: dict[str, Any] = {
+        "name": "shop",
+        "image": "registry.k8s.io/e2e-test-images/agnhost:2.66.1",
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["netexec", "--http-port=8080"],
+    }
+    labels = {"app": "shop"}
+    core = client.CoreV1Api(api)
+    core.create_namespaced_pod(
+        namespace, {"metadata": {"name": "shop", "labels": labels}, "spec": {"containers": [container]}}
+    )
+    core.create_namespaced_service(
+        namespace, {"metadata": {"name": "shop"}, "spec": {"selector": labels, "ports": [{"port": 8080}]}}
+    )
+    backend = {"service": {"name": "shop", "port": {"number": 8080}}}
+    rule = {"host": NAME, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}
+    # It names no class: the cluster's default one takes it.
+    client.NetworkingV1Api(api).create_namespaced_ingress(
+        namespace, {"metadata": {"name": "shop"}, "spec": {"rules": [rule]}}
+    )
+    return namespace

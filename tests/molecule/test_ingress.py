@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import ssl
-import time
-from collections.abc import Callable
 from functools import partial
 from http.client import HTTPConnection, HTTPSConnection
 from typing import Any
@@ -14,56 +12,10 @@ from typing import Any
 import pytest
 from kubernetes import client
 from lab_cluster import Host
+from web_requests import ask, ask_until_well
 
-NAME, NAME_OF_ROUTE = "shop.example.org", "route.example.org"
+NAME_OF_ROUTE = "route.example.org"
 CLASS = "traefik"
-PATIENCE_SECONDS = 60.0
-
-
-@pytest.fixture
-def shop(api: client.ApiClient, namespace: str) -> str:
-    """Return the namespace with a pod that says its name, a Service and an Ingress before it."""
-    container: dict[str, Any] = {
-        "name": "shop",
-        "image": "registry.k8s.io/e2e-test-images/agnhost:2.66.1",
-        "imagePullPolicy": "IfNotPresent",
-        "args": ["netexec", "--http-port=8080"],
-    }
-    labels = {"app": "shop"}
-    core = client.CoreV1Api(api)
-    core.create_namespaced_pod(
-        namespace, {"metadata": {"name": "shop", "labels": labels}, "spec": {"containers": [container]}}
-    )
-    core.create_namespaced_service(
-        namespace, {"metadata": {"name": "shop"}, "spec": {"selector": labels, "ports": [{"port": 8080}]}}
-    )
-    backend = {"service": {"name": "shop", "port": {"number": 8080}}}
-    rule = {"host": NAME, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}
-    # It names no class: the cluster's default one takes it.
-    client.NetworkingV1Api(api).create_namespaced_ingress(
-        namespace, {"metadata": {"name": "shop"}, "spec": {"rules": [rule]}}
-    )
-    return namespace
-
-
-def ask(make: Callable[[], HTTPConnection], path: str, name: str = NAME) -> tuple[int, str]:
-    connection = make()
-    try:
-        connection.request("GET", path, headers={"Host": name})
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
-
-
-def ask_until_well(make: Callable[[], HTTPConnection], path: str, name: str = NAME) -> tuple[int, str]:
-    """Return the first answer of the pod; until its route is known there is none."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        answer = ask(make, path, name)
-        if answer[0] == 200 or time.monotonic() > end:
-            return answer
-        time.sleep(0.2)
 
 
 @pytest.mark.on("ingress")
