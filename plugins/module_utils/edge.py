@@ -17,6 +17,8 @@ METRICS_PORT = 8404
 # Traefik's own answer to "are you well": it says no before its other ports close.
 PING_PORT = 8082
 PING_PATH = "/ping"
+# haproxy's own bounds; a server that weighs nothing gets no new requests, and keeps its connections.
+WEIGHTS = range(257)
 EVERY_ADDRESS = ("0.0.0.0", "::")
 CERTIFICATES = "/etc/haproxy/certificates"
 API_CHECK = "/readyz"
@@ -56,6 +58,7 @@ def completed(service: Service, api_port: int) -> dict[str, Any]:
         "dynamic": backends in DYNAMIC,
         "backend_port": service.get("backend_port") or (api_port if is_api else 80 if kind == "http" else port),
         "addresses": list(service.get("addresses") or []),
+        "shares": list(service.get("shares") or []),
         "namespace": namespace,
         "service": name,
         "service_port": str(service.get("service_port") or ""),
@@ -86,8 +89,11 @@ def _servers(service: Service, topology: Mapping[str, Sequence[Mapping[str, str]
     for host in topology.get(INVENTORY_LISTS.get(service["backends"], ""), ()):
         yield {"name": host["name"], "address": host["address"], "port": port}
     if service["backends"] == "addresses":
-        for number, address in enumerate(service["addresses"], start=1):
-            yield {"name": f"server{number}", "address": address, "port": port}
+        # A share says its weight; without shares all servers weigh the same.
+        for number, server in enumerate(
+            [*({"address": to} for to in service["addresses"]), *service["shares"]], start=1
+        ):
+            yield {"port": port, **server, "name": f"server{number}"}
 
 
 def watched(service: Service) -> dict[str, Any]:
@@ -156,11 +162,14 @@ def _network_words(item: Service) -> Iterator[Words]:
 
 
 def _backend_words(item: Service, kind: str, backends: str | None) -> Iterator[Words]:
-    if backends == "addresses":
-        if not item.get("addresses"):
-            yield "backends addresses without any", "addresses", "Add addresses."
-    elif item.get("addresses"):
-        yield "addresses that nothing reads", "backends: addresses with them", "Add it, or take the addresses out."
+    listed = [key for key in ("addresses", "shares") if item.get(key)]
+    if backends == "addresses" and len(listed) != 1:
+        found = " and ".join(listed) or "no addresses"
+        yield f"backends addresses with {found}", "either addresses or shares", "List each backend in one of them."
+    elif backends != "addresses":
+        for key in listed:
+            yield f"{key} that nothing reads", "backends: addresses with them", f"Add it, or take the {key} out."
+    yield from _share_words(item.get("shares") or [])
     if backends == "cluster_service":
         if not SERVICE.fullmatch(str(item.get("service", ""))):
             found = f"service {item['service']}" if item.get("service") else "no service"
@@ -173,6 +182,23 @@ def _backend_words(item: Service, kind: str, backends: str | None) -> Iterator[W
                 yield f"{key} that nothing reads", "backends: cluster_service with it", f"Add it, or take {key} out."
         if kind == "tcp" and "port" not in item and "backend_port" not in item:
             yield "no backend_port", "the port of the backends", "Add backend_port."
+
+
+def _share_words(shares: Sequence[Mapping[str, Any]]) -> Iterator[Words]:
+    for share in shares:
+        address = share["address"]
+        if not _is_address(address):
+            yield f"shares with address {address}", "IP addresses", "Correct it; a port belongs into a key of its own."
+        if int(share["weight"]) not in WEIGHTS:
+            yield f"weight {share['weight']} of {address}", "a weight from 0 to 256", "Correct it."
+        if "port" in share and share["port"] not in PORTS:
+            yield f"port {share['port']} of {address}", "a port from 1 to 65535", "Correct it."
+    if shares and not any(int(share["weight"]) for share in shares):
+        yield (
+            "shares that weigh nothing at all",
+            "at least one weight above 0",
+            "Nobody would get a request: raise one.",
+        )
 
 
 def _is_address(value: Any) -> bool:

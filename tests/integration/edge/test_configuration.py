@@ -46,6 +46,7 @@ def service(kind: str, **more: Any) -> dict[str, Any]:
 
 
 PAIR = {"certificate": "unused", "key": "unused"}
+SHARE = {"address": "192.0.2.1", "weight": 256}
 TO_SERVICE = {"backends": "cluster_service", "service": "shop/web"}
 
 
@@ -58,8 +59,9 @@ TO_SERVICE = {"backends": "cluster_service", "service": "shop/web"}
         [service("tcp", **TO_SERVICE, proxy_protocol=True, balance="source"), service("api")],
         [service("tcp", address="::1", backends="addresses", addresses=["2001:db8::1", "192.0.2.1"])],
         [service("http", backends="inventory_control_plane", reuse_connections=False)],
+        [service("http", backends="addresses", shares=[{"address": "2001:db8::1", "weight": 0, "port": 81}, SHARE])],
     ],
-    ids=["none", "tls", "service", "tcp", "addresses", "inventory"],
+    ids=["none", "tls", "service", "tcp", "addresses", "inventory", "shares"],
 )
 def test_every_kind_of_service_is_sound(made: Any, services: list[dict[str, Any]]) -> None:
     edge = made(*(services or [service("http")]))

@@ -10,6 +10,8 @@ import pytest
 from ansible_collections.plainkube.cluster.plugins.module_utils import edge
 
 HTTP = {"name": "web", "kind": "http", "port": 80}
+SHARES = [{"address": "192.0.2.8", "weight": 90}, {"address": "192.0.2.9", "weight": 0, "port": 2525}]
+SHARED = {"name": "mail", "kind": "tcp", "port": 25, "backends": "addresses", "shares": SHARES}
 TCP = {"name": "mail", "kind": "tcp", "port": 25, "backends": "addresses", "addresses": ["192.0.2.8"]}
 API = {"name": "api", "kind": "api"}
 SHOP = {"name": "shop", "kind": "http", "port": 81, "backends": "cluster_service", "service": "shop/web"}
@@ -21,7 +23,14 @@ PAIR = {"certificate": "/c/site.pem", "key": "/c/site.key"}
 
 
 def test_sound_services_have_no_fault() -> None:
-    given = [HTTP, TCP, API, SHOP, {**HTTP, "name": "tls", "port": 443, "certificates": [PAIR]}]
+    given = [
+        HTTP,
+        TCP,
+        {**SHARED, "name": "shared", "port": 26},
+        API,
+        SHOP,
+        {**HTTP, "name": "tls", "port": 443, "certificates": [PAIR]},
+    ]
     assert list(edge.service_faults(given)) == []
     assert list(edge.overlap_faults(edge.services(given, TOPOLOGY, 6443))) == []
 
@@ -39,7 +48,13 @@ def test_sound_services_have_no_fault() -> None:
         ({**HTTP, "trusted_forwarders": ["192.0.2.1/24"]}, "service web: trusted_forwarders 192.0.2.1/24"),
         ({**TCP, "trusted_forwarders": ["192.0.2.0/24"]}, "service mail: trusted_forwarders with kind tcp"),
         ({**TCP, "certificates": [PAIR]}, "service mail: certificates with kind tcp"),
-        ({**TCP, "addresses": []}, "service mail: backends addresses without any"),
+        ({**TCP, "addresses": []}, "service mail: backends addresses with no addresses"),
+        ({**TCP, "shares": SHARES}, "service mail: backends addresses with addresses and shares"),
+        ({**HTTP, "shares": SHARES}, "service web: shares that nothing reads"),
+        ({**SHARED, "shares": [{"address": "mail", "weight": 1}]}, "service mail: shares with address mail"),
+        ({**SHARED, "shares": [{**SHARES[0], "weight": 257}]}, "service mail: weight 257 of 192.0.2.8"),
+        ({**SHARED, "shares": [{**SHARES[0], "port": 0}]}, "service mail: port 0 of 192.0.2.8"),
+        ({**SHARED, "shares": [{**SHARES[0], "weight": 0}]}, "service mail: shares that weigh nothing at all"),
         ({**TCP, "addresses": ["192.0.2.8:25"]}, "service mail: addresses 192.0.2.8:25"),
         ({**HTTP, "addresses": ["192.0.2.8"]}, "service web: addresses that nothing reads"),
         ({**API, "backends": "addresses", "addresses": ["192.0.2.8"]}, "service api: an API service with backends"),
@@ -124,6 +139,14 @@ def test_what_is_left_out_is_filled_in(service: dict[str, Any], wanted: list[Any
     [
         (HTTP, []),
         (API, [{"name": "c", "address": "192.0.2.3", "port": 6443}]),
+        (TCP, [{"name": "server1", "address": "192.0.2.8", "port": 25}]),
+        (
+            SHARED,
+            [
+                {"name": "server1", "address": "192.0.2.8", "port": 25, "weight": 90},
+                {"name": "server2", "address": "192.0.2.9", "port": 2525, "weight": 0},
+            ],
+        ),
         (
             {**HTTP, "backends": "inventory_ingress", "backend_port": 8080},
             [
