@@ -110,16 +110,18 @@ class Lab:
 
     # site.yml
 
-    def site_command(self, *words: str, extra: Mapping[str, Any] | None = None) -> list[str]:
+    def site_command(
+        self, *words: str, extra: Mapping[str, Any] | None = None, playbook: str = "site.yml"
+    ) -> list[str]:
         """Return the command line of a run, with variables if wanted."""
         variables = ["--extra-vars", json.dumps(extra)] if extra else []
-        return [program("ansible-playbook"), "-i", str(self.inventory), *variables, *words, str(CHECKOUT / "site.yml")]
+        return [program("ansible-playbook"), "-i", str(self.inventory), *variables, *words, str(CHECKOUT / playbook)]
 
-    def site(self, *words: str, extra: Mapping[str, Any] | None = None) -> Run:
-        """Run site.yml to its end, whatever that is."""
+    def site(self, *words: str, extra: Mapping[str, Any] | None = None, playbook: str = "site.yml") -> Run:
+        """Run site.yml, or another playbook, to its end, whatever that is."""
         begin = time.monotonic()
         done = subprocess.run(
-            self.site_command(*words, extra=extra),
+            self.site_command(*words, extra=extra, playbook=playbook),
             cwd=CHECKOUT,
             env=environment(),
             stdin=subprocess.DEVNULL,
@@ -131,9 +133,9 @@ class Lab:
         changed = {match[1] for match in RECAP.finditer(output) if match[2] != "0"}
         return Run(done.returncode, output, time.monotonic() - begin, changed)
 
-    def converge(self, *words: str, extra: Mapping[str, Any] | None = None) -> Run:
-        """Run site.yml, which must end well."""
-        run = self.site(*words, extra=extra)
+    def converge(self, *words: str, extra: Mapping[str, Any] | None = None, playbook: str = "site.yml") -> Run:
+        """Run site.yml, or another playbook, which must end well."""
+        run = self.site(*words, extra=extra, playbook=playbook)
         assert run.code == 0, run.output[-6000:]
         return run
 
