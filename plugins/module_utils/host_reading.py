@@ -5,15 +5,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from ansible_collections.plainkube.cluster.plugins.module_utils import commands
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
 
 COMMAND_SECONDS = 20
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class ReadError(PlainkubeError):
@@ -22,26 +20,7 @@ class ReadError(PlainkubeError):
 
 def run(argv: Sequence[str]) -> str:
     """Return what a command prints. Raises ReadError with its own words."""
-    command = " ".join(argv)
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=COMMAND_SECONDS,
-            check=False,
-            env={**os.environ, "LC_ALL": "C", "PATH": PATH},
-        )
-    except FileNotFoundError:
-        raise ReadError(f"{command}: there is no {argv[0]} on this host") from None
-    except subprocess.TimeoutExpired:
-        raise ReadError(f"{command}: it did not end within {COMMAND_SECONDS} s") from None
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise ReadError(f"{command}: {said}")
-    return done.stdout
+    return commands.output(argv, ReadError, COMMAND_SECONDS)
 
 
 def run_json(argv: Sequence[str]) -> Any:

@@ -12,14 +12,13 @@ import pwd
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.plainkube.cluster.plugins.module_utils import reset, units_io
+from ansible_collections.plainkube.cluster.plugins.module_utils import commands, reset, units_io
 from ansible_collections.plainkube.cluster.plugins.module_utils.reset import (
     FolderFact,
     Process,
@@ -39,29 +38,11 @@ HEAD_BYTES = 1024
 NETWORK_UNITS = ("node-routes.service", "flanneld.service")
 FLANNEL_CONFIGURATION = "/etc/plainkube/flannel.json"
 CRICTL = ("/usr/local/bin/crictl", "--runtime-endpoint=unix:///run/containerd/containerd.sock")
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def run(argv: Sequence[str], text: str | None = None, timeout: float = COMMAND_SECONDS) -> str:
+def run(argv: Sequence[str], text: str = "", timeout: float = COMMAND_SECONDS) -> str:
     """Return what a command printed. Raises ResetError with its own words."""
-    try:
-        done = subprocess.run(
-            argv,
-            input=text or "",
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            timeout=timeout,
-            check=False,
-            env={**os.environ, "LC_ALL": "C", "PATH": PATH},
-        )
-    except FileNotFoundError:
-        raise ResetError(f"{argv[0]} is not on this host") from None
-    except subprocess.TimeoutExpired:
-        raise ResetError(f"'{' '.join(argv)}' did not end within {timeout:.0f} s") from None
-    if done.returncode:
-        raise ResetError(f"'{' '.join(argv)}' failed: {done.stderr.strip() or f'exit code {done.returncode}'}")
-    return done.stdout
+    return commands.output(argv, ResetError, timeout, text, errors="surrogateescape")
 
 
 def answer(argv: Sequence[str]) -> str:

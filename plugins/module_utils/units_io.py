@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import time
 from pathlib import Path, PurePosixPath
 
+from ansible_collections.plainkube.cluster.plugins.module_utils import commands
 from ansible_collections.plainkube.cluster.plugins.module_utils.units import (
     FILE_CLOCK_TICK_US,
     OWN_FILES,
@@ -29,25 +29,7 @@ JOURNAL_LINES = 20
 
 def _run(argv: list[str], timeout: float) -> str:
     """Return what a command printed. Raises UnitError."""
-    command = " ".join(argv)
-    try:
-        # A fixed locale, since the answers are read by this program.
-        done = subprocess.run(
-            argv,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
-    except FileNotFoundError:
-        raise UnitError(f"There is no {argv[0]} on this host. Hosts must run systemd.") from None
-    except subprocess.TimeoutExpired:
-        raise UnitError(f"'{command}' did not end within {timeout:.0f} s") from None
-    if done.returncode != 0:
-        raise UnitError(f"'{command}' failed: {done.stderr.strip() or f'exit code {done.returncode}'}")
-    return done.stdout
+    return commands.output(argv, UnitError, timeout)
 
 
 def show(names: list[str]) -> dict[str, Unit]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.plainkube.cluster.plugins.module_utils import host_reading, units_io
+from ansible_collections.plainkube.cluster.plugins.module_utils import commands, host_reading, units_io
 from ansible_collections.plainkube.cluster.plugins.module_utils.units import Unit, UnitError
 from ansible_collections.plainkube.cluster.plugins.modules import host_info, service_path_info
 
@@ -33,7 +33,7 @@ VIEW: dict[str, Any] = {
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder of programs, which are all that a host has."""
-    monkeypatch.setattr(host_reading, "PATH", f"{tmp_path}")
+    monkeypatch.setattr(commands, "PATH", f"{tmp_path}")
     return tmp_path
 
 
