@@ -119,8 +119,8 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "list": ((list, tuple), "a list"),
     "dict": ((dict,), "a mapping of names to values"),
 }
-# What -e name=1 gives.
-NUMBERS_AS_TEXT = {"int": r"-?[0-9]+", "float": r"-?[0-9]+(\.[0-9]+)?"}
+# What -e name=1 and -e name=true give. Templates would count and compare it as text.
+AS_TEXT = {"int": r"-?[0-9]+", "float": r"-?[0-9]+(\.[0-9]+)?", "bool": r"true|false"}
 
 Variables = Mapping[str, Any]
 VersionFaults = Callable[[str, Mapping[str, str]], Iterable[str]]
@@ -502,16 +502,22 @@ def _checked_by_type(
 
 
 def _converted(value: Any, option: Mapping[str, Any]) -> Any:
-    """Return a number that came as text (-e name=1) as the number, and text that YAML took for a number as text."""
-    return {"int": int, "str": str}.get(option.get("type", "str"), lambda same: same)(value)
+    """Return text that YAML took for a number as text."""
+    return str(value) if option.get("type", "str") == "str" else value
+
+
+def _as_extra(path: str, value: str) -> str:
+    """Return how a value is said at the command line so that it keeps its type."""
+    return "in JSON" if re.search(r"[.\[]", path) else f"-e '{{\"{path}\": {value}}}'"
 
 
 def _type_faults(path: str, value: Any, option: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     wanted_type = option.get("type", "str")
     classes, words = TYPES[wanted_type]
-    if isinstance(value, str) and re.fullmatch(NUMBERS_AS_TEXT.get(wanted_type, "(?!)"), value):
-        value = float(value) if wanted_type == "float" else int(value)
     fits = isinstance(value, classes) and (wanted_type == "bool" or not isinstance(value, bool))
+    if not fits and isinstance(value, str) and re.fullmatch(AS_TEXT.get(wanted_type, "(?!)"), value):
+        yield path, f"the text {_shown(value)}", words, f"Write {value}; as an extra variable {_as_extra(path, value)}."
+        return
     if not fits:
         yield path, _shown(value), words, "Write it so; text that YAML takes for something else needs quotes."
         return

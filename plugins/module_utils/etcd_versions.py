@@ -122,7 +122,7 @@ def _downgrade_faults(version: str, present: Minor, target: str, allowed: bool) 
     if not allowed:
         return [
             f"found etcd {version}, wanted {target}, which is older. If that is meant, say so: "
-            "-e etcd_allow_downgrade=true"
+            "-e '{\"etcd_allow_downgrade\": true}'"
         ]
     return []
 

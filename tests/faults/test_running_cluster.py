@@ -129,7 +129,7 @@ def test_etcd_moves_one_minor_back_and_forth_member_after_member(lab: Lab) -> No
     pids = {key: process.pid for key, process in lab.processes().items()}
     refused = lab.site(extra={"etcd_version": OLDER_ETCD})
     assert refused.code != 0
-    assert "If that is meant, say so: -e etcd_allow_downgrade=true" in " ".join(refused.output.split())
+    assert """If that is meant, say so: -e '{"etcd_allow_downgrade": true}'""" in " ".join(refused.output.split())
     assert {key: process.pid for key, process in lab.processes().items()} == pids
     members = lab.members("etcd")
     for extra, version in [(older, OLDER_ETCD), ({}, "3.7.")]:

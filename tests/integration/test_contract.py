@@ -161,8 +161,22 @@ def test_everything_wrong_with_an_ingress_and_an_edge_is_said_at_once(site: Site
 
 def test_variables_from_the_command_line_count(site: Site) -> None:
     groups = {name: hosts(11) for name in ("etcd", "control_plane", "workers")}
-    faults = faults_in(site.run(groups, {}, "-e", "plainkube_api_port=80", "-e", "plainkube_apiport=6443"))
+    faults = faults_in(site.run(groups, {}, "-e", '{"plainkube_api_port": 80}', "-e", "plainkube_apiport=6443"))
     assert [fault.split(":")[1].strip() for fault in faults] == ["plainkube_apiport", "plainkube_api_port"]
+
+
+def test_numbers_that_the_command_line_made_text_are_named(site: Site) -> None:
+    groups = {name: hosts(11) for name in ("etcd", "control_plane", "workers")}
+    words = ("plainkube_pod_mtu=1400", "ingress_traefik_accept_seconds=30", "verify_workload=false")
+    faults = faults_in(site.run(groups, {}, *(word for words in words for word in ("-e", words))))
+    assert faults == [
+        'node-11: plainkube_pod_mtu: found the text "1400"; wanted a whole number. '
+        """Write 1400; as an extra variable -e '{"plainkube_pod_mtu": 1400}'.""",
+        'node-11: ingress_traefik_accept_seconds: found the text "30"; wanted a whole number. '
+        """Write 30; as an extra variable -e '{"ingress_traefik_accept_seconds": 30}'.""",
+        'node-11: verify_workload: found the text "false"; wanted true or false, without quotes. '
+        """Write false; as an extra variable -e '{"verify_workload": false}'.""",
+    ]
 
 
 def test_inputs_of_roles_are_checked_before_any_of_them_runs(site: Site) -> None:

@@ -396,10 +396,18 @@ def test_all_faults_come_at_once() -> None:
     ]
 
 
-def test_numbers_given_as_text_count_as_numbers() -> None:
-    assert faults_of({"plainkube_api_port": "6443", "plainkube_node_cidr_size": "24"}) == []
-    (fault,) = faults_of({"plainkube_api_port": "80"})
-    assert fault.variable == "plainkube_api_port"
+@pytest.mark.parametrize(("name", "text"), [("plainkube_api_port", "6443"), ("plainkube_dns_cache", "true")])
+def test_numbers_and_choices_that_came_as_text_are_named_with_the_right_way(name: str, text: str) -> None:
+    (fault,) = faults_of({name: text})
+    assert (fault.variable, fault.found) == (name, f'the text "{text}"')
+    assert fault.remedy == f"""Write {text}; as an extra variable -e '{{"{name}": {text}}}'."""
+
+
+def test_numbers_as_text_inside_of_other_values_are_named() -> None:
+    service = {"name": "web", "kind": "http", "port": "80", "backends": "inventory_control_plane"}
+    (fault,) = faults_of({"plainkube_edge_services": [service]})
+    assert (fault.variable, fault.found) == ("plainkube_edge_services[0].port", 'the text "80"')
+    assert fault.remedy == "Write 80; as an extra variable in JSON."
 
 
 def test_networks_overlap_exactly_when_they_share_an_address() -> None:
@@ -545,6 +553,7 @@ def test_inputs_of_roles_have_the_type_that_the_role_says(inputs: dict[str, Any]
     assert "hush" not in str(fault)
 
 
-@pytest.mark.parametrize("rate", [1, 0.5, "0.5", "2"])
-def test_inputs_of_roles_may_be_text_of_a_number(rate: Any) -> None:
-    assert contract.role_input_faults(ROLE_INPUTS, {"a": {"node_maximum_pods": "110", "node_rate": rate}}) == []
+@pytest.mark.parametrize(("rate", "sound"), [(1, True), (0.5, True), ("0.5", False), ("2", False)])
+def test_inputs_of_roles_are_numbers_and_not_text_of_them(rate: Any, sound: bool) -> None:
+    faults = contract.role_input_faults(ROLE_INPUTS, {"a": {"node_maximum_pods": 110, "node_rate": rate}})
+    assert [fault.variable for fault in faults] == ([] if sound else ["node_rate"])

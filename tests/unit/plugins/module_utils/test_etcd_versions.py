@@ -55,7 +55,7 @@ def test_moves_that_are_let_through(versions: list[str], target: str) -> None:
         (["3.4.23"], "3.5.1", "loses data when it is killed"),
         (["2.3.8"], "3.4.23", "a move between major versions is a migration"),
         (["3.7.3"], "3.8.0", "newer than what this collection knows; wanted at most 3.7"),
-        (["3.7.3"], "3.6.14", "-e etcd_allow_downgrade=true"),
+        (["3.7.3"], "3.6.14", """-e '{"etcd_allow_downgrade": true}'"""),
         (["3.5.35"], "3.4.23", "the way back to an older minor is a restore"),
     ],
 )
