@@ -17,19 +17,18 @@ import http.client
 import json
 import os
 import socket
-import ssl
 import sys
 import threading
 import time
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Lies beside this program.
+from api_watch import Api, apply_event, notify
+
 CONFIGURATION = "/etc/plainkube/edge/backends.json"
-# A watch ends by itself after this many seconds.
-WATCH_SECONDS = 45
 RETRY_SECONDS = 2.0
 # Slots are compared this often, since haproxy may have been restarted, and connections end unannounced.
 COMPARE_SECONDS = 2.0
@@ -326,54 +325,6 @@ class HAProxy:
 # The API
 
 
-def apply_event(items: dict[str, dict[str, Any]], event: dict[str, Any]) -> str | None:
-    """Take a watch event into a collection; return its resource version, None when the list must be read anew."""
-    item = event["object"]
-    if event["type"] == "ERROR":
-        return None
-    name = item["metadata"].get("name")
-    if event["type"] == "DELETED":
-        items.pop(name, None)
-    elif event["type"] in ("ADDED", "MODIFIED"):
-        items[name] = item
-    version: str = item["metadata"]["resourceVersion"]
-    return version
-
-
-class Api:
-    """The API servers: JSON over HTTPS with a client certificate."""
-
-    def __init__(self, servers: Sequence[str], ca: str, certificate: str, key: str) -> None:
-        self.servers = [urllib.parse.urlsplit(server) for server in servers]
-        self.files = (ca, certificate, key)
-
-    def get(self, path: str, turn: int, timeout: float) -> http.client.HTTPResponse:
-        """Return the answer of one server to a GET, another one each turn.
-
-        Raises OSError or http.client.HTTPException.
-        """
-        ca, certificate, key = self.files
-        # The context is made for each request, so that renewed files are used without a restart.
-        context = ssl.create_default_context(cafile=ca)
-        context.load_cert_chain(certificate, key)
-        server = self.servers[turn % len(self.servers)]
-        connection = http.client.HTTPSConnection(server.hostname or "", server.port, timeout=timeout, context=context)
-        try:
-            connection.connect()
-            # A server that lost its power says nothing: the kernel asks after 10 s of silence.
-            for option, value in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
-                connection.sock.setsockopt(socket.IPPROTO_TCP, option, value)
-            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.request("GET", path, headers={"Accept": "application/json", "Connection": "close"})
-            response = connection.getresponse()
-            if response.status != http.client.OK:
-                raise OSError(f"GET {path}: {response.status} {response.reason}: {response.read(300)!r}")
-        except BaseException:
-            connection.close()
-            raise
-        return response
-
-
 class Collection:
     """All objects that one path of the API lists; None until it was read for the first time."""
 
@@ -398,20 +349,15 @@ class Collection:
                 time.sleep(RETRY_SECONDS)
 
     def _once(self, api: Api, news: threading.Event) -> None:
-        with api.get(self.path + "resourceVersion=0", self.turn, timeout=30) as response:
-            answer = json.load(response)
-        items = {item["metadata"]["name"]: item for item in answer["items"]}
-        version = answer["metadata"]["resourceVersion"]
+        items, version = api.collection(self.path, self.turn)
         self._take(items, news)
         while True:
-            query = f"watch=1&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={WATCH_SECONDS}"
-            with api.get(self.path + query, self.turn, timeout=WATCH_SECONDS + 15) as response:
-                for line in response:
-                    latest = apply_event(items, json.loads(line))
-                    if latest is None:
-                        return
-                    version = latest
-                    self._take(items, news)
+            for event in api.changes(self.path, version, self.turn):
+                latest = apply_event(items, event)
+                if latest is None:
+                    return
+                version = latest
+                self._take(items, news)
 
     def _take(self, items: dict[str, dict[str, Any]], news: threading.Event) -> None:
         # A copy, since the main thread reads it meanwhile.
@@ -565,16 +511,6 @@ def write(path: str, text: str, mode: int = 0o600) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     Path(temporary).rename(path)
-
-
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); do nothing when it does not listen."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-        notifier.sendto(state.encode(), address)
 
 
 def answer_for_services(haproxy: HAProxy, services: Sequence[str]) -> str:

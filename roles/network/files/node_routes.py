@@ -11,26 +11,20 @@ It reads the list of nodes from the API and follows its changes. Each node says 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import http.client
 import json
-import os
-import socket
-import ssl
 import subprocess
 import sys
 import time
-import urllib.parse
-from collections.abc import Iterator
 from typing import Any
 
-# Lies beside this program.
+# Both lie beside this program.
+from api_watch import Api, apply_event, notify
 from cni_configuration import configure
 
 # Marks the routes that are ours among all routes of the host (ip-route(8), "proto"); nothing else uses the number.
 ROUTE_PROTOCOL = "76"
-# A watch ends by itself after this many seconds; then routes that somebody else removed are put back.
-WATCH_SECONDS = 45
+NODES = "/api/v1/nodes?"
 RETRY_SECONDS = 2
 
 
@@ -62,62 +56,6 @@ def route_commands(present: dict[str, str], wanted: dict[str, str]) -> list[list
         if present.get(network) != address
     ]
     return stale + missing
-
-
-def apply_event(nodes: dict[str, dict[str, Any]], event: dict[str, Any]) -> str | None:
-    """Take a watch event into the list of nodes; return its resource version, None when the list must be read anew."""
-    item = event["object"]
-    if event["type"] == "ERROR":
-        return None
-    name = item["metadata"].get("name")
-    if event["type"] == "DELETED":
-        nodes.pop(name, None)
-    elif event["type"] in ("ADDED", "MODIFIED"):
-        nodes[name] = item
-    version: str = item["metadata"]["resourceVersion"]
-    return version
-
-
-class Api:
-    """The API server as this unit sees it: JSON over HTTPS with a client certificate."""
-
-    def __init__(self, server: str, ca: str, certificate: str, key: str) -> None:
-        self.server = urllib.parse.urlsplit(server)
-        self.files = (ca, certificate, key)
-
-    @contextlib.contextmanager
-    def get(self, path: str, timeout: float) -> Iterator[http.client.HTTPResponse]:
-        """Yield the answer to a GET. Raises OSError or http.client.HTTPException."""
-        ca, certificate, key = self.files
-        # The context is made for each request, so that renewed files are used without a restart.
-        context = ssl.create_default_context(cafile=ca)
-        context.load_cert_chain(certificate, key)
-        connection = http.client.HTTPSConnection(
-            self.server.hostname or "", self.server.port, timeout=timeout, context=context
-        )
-        try:
-            connection.request("GET", path, headers={"Accept": "application/json"})
-            response = connection.getresponse()
-            if response.status != http.client.OK:
-                raise OSError(f"GET {path}: {response.status} {response.reason}: {response.read(300)!r}")
-            yield response
-        finally:
-            connection.close()
-
-    def list_nodes(self) -> tuple[dict[str, dict[str, Any]], str]:
-        """Return all nodes by name, and the version that a watch can go on from."""
-        with self.get("/api/v1/nodes?resourceVersion=0", timeout=30) as response:
-            answer = json.load(response)
-        return {item["metadata"]["name"]: item for item in answer["items"]}, answer["metadata"]["resourceVersion"]
-
-    def watch_nodes(self, version: str) -> Iterator[dict[str, Any]]:
-        """Yield the changes after this version until the watch ends by itself."""
-        path = (
-            f"/api/v1/nodes?watch=1&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={WATCH_SECONDS}"
-        )
-        with self.get(path, timeout=WATCH_SECONDS + 15) as response:
-            for line in response:
-                yield json.loads(line)
 
 
 class Host:
@@ -160,24 +98,14 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); do nothing when it does not listen."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-        notifier.sendto(state.encode(), address)
-
-
 def follow(api: Api, host: Host) -> None:
     """Read the list of nodes, then follow its changes for as long as the API server lets us."""
-    nodes, version = api.list_nodes()
+    nodes, version = api.collection(NODES)
     while True:
         if host.reconcile(nodes):
             notify("READY=1")
         notify("WATCHDOG=1")
-        for event in api.watch_nodes(version):
+        for event in api.changes(NODES, version):
             latest = apply_event(nodes, event)
             if latest is None:
                 return
@@ -202,7 +130,7 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", required=True, help=help_text)
     options = parser.parse_args()
-    api = Api(options.server, options.ca, options.certificate, options.key)
+    api = Api([options.server], options.ca, options.certificate, options.key)
     host = Host(options.node, options.address, options.bridge, int(options.mtu))
     while True:
         try:

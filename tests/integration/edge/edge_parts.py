@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -198,7 +199,10 @@ class Edge:
         self.watcher = Process(self.program(), self.folder / "edge-backends.log")
 
     def program(self, *options: str) -> list[str]:
-        program = ROLE / "files" / "edge_backends.py"
+        # What it shares with other units lies beside it, as on a host.
+        program = self.folder / "edge-backends"
+        shutil.copy(ROLE / "files" / "edge_backends.py", program)
+        shutil.copy(ROLE.parent / "cluster" / "files" / "api_watch.py", self.folder)
         return [sys.executable, "-u", str(program), f"--configuration={self.folder / 'backends.json'}", *options]
 
     def ask(self, *options: str) -> subprocess.CompletedProcess[str]:

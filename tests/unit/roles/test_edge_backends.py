@@ -367,14 +367,3 @@ def test_haproxy_is_asked_for_what_it_should_run(running: str, services: list[st
 def test_a_silent_haproxy_is_said(tmp_path: Path) -> None:
     silent = edge_backends.HAProxy(str(tmp_path / "nothing.sock"))
     assert edge_backends.answer_for_services(silent, ["web"]).startswith("haproxy does not answer: ")
-
-
-def test_an_error_event_asks_for_the_list_anew() -> None:
-    items: dict[str, Any] = {}
-    added = {"type": "ADDED", "object": {"metadata": {"name": "a", "resourceVersion": "7"}}}
-    assert edge_backends.apply_event(items, added) == "7"
-    assert list(items) == ["a"]
-    assert edge_backends.apply_event(items, {"type": "ERROR", "object": {"code": 410, "metadata": {}}}) is None
-    deleted = {"type": "DELETED", "object": {"metadata": {"name": "a", "resourceVersion": "8"}}}
-    assert edge_backends.apply_event(items, deleted) == "8"
-    assert items == {}

@@ -60,19 +60,3 @@ def test_present_routes_are_read_from_the_output_of_ip() -> None:
     listing = json.dumps([{"dst": "10.244.1.0/24", "gateway": "192.0.2.2", "dev": "eth0", "protocol": "76"}])
     assert node_routes.present_routes(listing) == {"10.244.1.0/24": "192.0.2.2"}
     assert node_routes.present_routes("") == {}
-
-
-def test_the_list_follows_events() -> None:
-    nodes = dict(NODES)
-    assert node_routes.apply_event(nodes, {"type": "DELETED", "object": node("b", None, None, "7")}) == "7"
-    assert (
-        node_routes.apply_event(nodes, {"type": "ADDED", "object": node("e", "10.244.4.0/24", "192.0.2.5", "8")}) == "8"
-    )
-    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
-    assert node_routes.apply_event(nodes, bookmark) == "9"
-    assert sorted(nodes) == ["a", "c", "d", "e"]
-
-
-def test_an_error_event_asks_for_the_list_anew() -> None:
-    gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "metadata": {}}}
-    assert node_routes.apply_event({}, gone) is None
