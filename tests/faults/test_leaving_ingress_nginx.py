@@ -31,12 +31,14 @@ MORE_REPLICAS = 6
 ASKED = 100
 STAND_IN = """\
 daemon off;
+user root;
 pid /run/stand-in.pid;
 error_log stderr;
 worker_processes 2;
 events {{ worker_connections 1024; }}
 http {{
   access_log off;
+  client_max_body_size 0;
   map $http_upgrade $connection_upgrade {{ default upgrade; "" ""; }}
   proxy_http_version 1.1;
   proxy_set_header Host $host;
