@@ -105,6 +105,26 @@ def test_tls_ends_at_the_edge(made: Any, tmp_path: Path, identities: Identities)
         backend.end()
 
 
+def test_a_share_gets_its_part_and_one_without_weight_nothing(made: Any, tmp_path: Path) -> None:
+    places = {name: (f"127.0.1.{number}", free_port()) for number, name in enumerate(("none", "one", "three"), 1)}
+    backends = [Backend(tmp_path, name, *place) for name, place in places.items()]
+    try:
+        shares = [
+            {"address": address, "port": port, "weight": weight}
+            for (address, port), weight in zip(places.values(), (0, 1, 3))
+        ]
+        edge = made(service("http", backends="addresses", balance="roundrobin", shares=shares))
+        edge.start()
+        answers = []
+        for _number in range(40):
+            with urllib.request.urlopen(f"http://127.0.0.1:{edge.port}/headers", timeout=5) as answer:
+                answers.append(answer.read().decode().partition("\n")[0])
+        assert {name: answers.count(name) for name in places} == {"none": 0, "one": 10, "three": 30}
+    finally:
+        for backend in backends:
+            backend.end()
+
+
 def test_the_client_s_address_comes_by_proxy_protocol(made: Any) -> None:
     with socket.create_server(("127.0.1.1", 0)) as listener:
         received: list[bytes] = []
