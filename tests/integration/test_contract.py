@@ -28,8 +28,8 @@ class Site:
         self.ssh.write_text(f"#!/bin/sh\ntouch {self.mark}\nexit 255\n", encoding="utf-8")
         self.ssh.chmod(0o755)
 
-    def run(self, groups: dict[str, Any], shared: dict[str, Any], *arguments: str) -> str:
-        """Return what ansible-playbook said; it must have failed without a contact."""
+    def play(self, playbook: str, groups: dict[str, Any], shared: dict[str, Any], *arguments: str) -> str:
+        """Return what ansible-playbook said; it must have failed, since no host answers."""
         inventory = self.folder / "inventory"
         (inventory / "group_vars").mkdir(parents=True, exist_ok=True)
         variables = {
@@ -39,10 +39,15 @@ class Site:
         }
         (inventory / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}), encoding="utf-8")
         (inventory / "group_vars" / "all.yml").write_text(yaml.safe_dump(variables), encoding="utf-8")
-        command = [str(PLAYBOOK), "-i", str(inventory), "playbooks/site.yml", *arguments]
+        command = [str(PLAYBOOK), "-i", str(inventory), f"playbooks/{playbook}.yml", *arguments]
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         said = answer.stdout + answer.stderr
         assert answer.returncode != 0, said
+        return said
+
+    def run(self, groups: dict[str, Any], shared: dict[str, Any], *arguments: str) -> str:
+        """Return what ansible-playbook said; it must have failed without a contact."""
+        said = self.play("site", groups, shared, *arguments)
         assert not self.mark.exists(), said
         assert not (self.folder / "state").exists(), said
         return said
@@ -157,6 +162,16 @@ def test_everything_wrong_with_an_ingress_and_an_edge_is_said_at_once(site: Site
     for beginning in beginnings:
         assert [fault for fault in faults if fault.startswith(beginning)], (beginning, faults)
     assert len(faults) == len(beginnings), faults
+
+
+def test_an_old_certificate_keeps_nobody_from_looking_at_a_cluster(site: Site) -> None:
+    groups = {**{name: hosts(11) for name in ("etcd", "control_plane", "workers")}, "edge": hosts(20)}
+    pairs = [{"certificate": "none", "key": "none"}]
+    backends = {"backends": "inventory_control_plane"}
+    services = [{"name": "web", "kind": "http", "port": 80, "certificates": pairs, **backends}]
+    shared = {"plainkube_edge_services": services}
+    site.play("verify-cluster", groups, shared)
+    assert site.mark.exists()
 
 
 def test_variables_from_the_command_line_count(site: Site) -> None:
