@@ -599,7 +599,7 @@ class Migration:
             # Even where nothing has the data open, something may be about to.
             self.command(member.new_stop_command, f"stopping {member.name}")
             self.wait_stopped(places)
-        steps = restore.rollback_steps(mine, restore_io.look(places), False)
+        steps = restore.rollback_steps(mine, restore_io.look(places))
         if mine and steps is not None:
             restore_io.roll_back(places, mine, steps)
         if touched:

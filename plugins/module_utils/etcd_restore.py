@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ansible_collections.plainkube.cluster.plugins.module_utils.bbolt import SnapshotProof
@@ -382,6 +382,16 @@ class Layout:
     undone: str
     journal: str
 
+    @property
+    def live_member(self) -> str:
+        """Return the folder of the live data that a server calls its member."""
+        return f"{self.data_dir}/member"
+
+    @property
+    def kept_member(self) -> str:
+        """Return the same of the old data."""
+        return f"{self.kept}/member" if self.live == self.data_dir else self.kept
+
 
 def layout(data_dir: str, is_mount: bool, token: str) -> Layout:
     """Return the folders of a restore. A mount point cannot be renamed: there the swap happens one level below."""
@@ -427,7 +437,10 @@ class There:
 
 @dataclass(frozen=True)
 class Journal:
-    """How far one restore went. fingerprint: of the request; revision and key_count: of the restored data."""
+    """How far one restore went. fingerprint: of the request; revision and key_count: of the restored data.
+
+    former: token of the restore that was finished before this one, empty if there was none.
+    """
 
     token: str
     phase: str
@@ -437,8 +450,12 @@ class Journal:
     key_count: int
     # There was data before; without it a restore has nothing to keep and a rollback nothing to put back.
     had_data: bool = True
-    # Writers may have come back to the restored data: what is rolled back then is kept too.
-    was_finished: bool = False
+    former: str = ""
+
+    @property
+    def latest_finished(self) -> str:
+        """Return the token of the latest restore that writers came back to, empty if there was none."""
+        return self.token if self.phase == FINISHED else self.former
 
     def at(self, phase: str) -> Journal:
         return replace(self, phase=phase)
@@ -450,7 +467,9 @@ class Journal:
 def parse_journal(text: str, path: str) -> Journal:
     """Return what a journal says. Raises RestoreError."""
     try:
-        journal = Journal(**json.loads(text))
+        found = json.loads(text)
+        # Another release may have noted more.
+        journal = Journal(**{one.name: found[one.name] for one in fields(Journal) if one.name in found})
     except (TypeError, ValueError) as error:
         raise RestoreError(
             f"{path} is no journal of a restore: {error}; see which data is which by hand, then remove it"
@@ -533,19 +552,19 @@ def swap_steps(journal: Journal | None, token: str, there: There) -> tuple[str, 
     return steps
 
 
-def rollback_steps(journal: Journal | None, there: There, after_finished: bool) -> tuple[str, ...] | None:
+def rollback_steps(journal: Journal | None, there: There) -> tuple[str, ...] | None:
     """Return the renames that are left until the old data is live, None if there is nothing to undo.
 
-    Raises RestoreError when that cannot be told, or when writers may have come back and that is not accepted.
+    Raises RestoreError when that cannot be told, or when writers may have come back: what they have seen is newer.
     """
     if journal is None or journal.phase == ROLLED_BACK:
         return None
     if journal.phase == STAGED:
         return ()
-    if journal.phase == FINISHED and not after_finished:
+    if journal.phase == FINISHED:
         raise RestoreError(
-            f"the restore {journal.token} is finished, and what was written since would be lost: "
-            "set after_finished if that is meant"
+            f"the restore {journal.token} is finished, and clients have seen its revisions, which would go back: "
+            "restore what it kept, as a snapshot that state salvaged makes of it"
         )
     steps = ROLLBACK_STEPS.get((journal.had_data, there.live, there.staged, there.kept, there.undone))
     if steps is None and journal.phase == ROLLING_BACK and journal.had_data and there.live and not there.kept:

@@ -49,10 +49,13 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_restore imp
     There,
     Tool,
 )
+from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_scratch_io import ScratchServer
 from ansible_collections.plainkube.cluster.plugins.module_utils.files_io import sync_folder, write_atomically
 
 VERSION_SECONDS = 20.0
-DATABASE = "member/snap/db"
+# In the folder that a server calls its member.
+MEMBER_DATABASE = "snap/db"
+DATABASE = f"member/{MEMBER_DATABASE}"
 SELINUX = "security.selinux"
 COPY_CHUNK = 1 << 20
 # Counting reads the index of all keys, in a cold cluster for the first time.
@@ -92,7 +95,7 @@ def read_journal(places: Layout) -> Journal | None:
 
 def database_path(places: Layout) -> str:
     """Return the path of the live database."""
-    return f"{places.data_dir}/{DATABASE}"
+    return f"{places.live_member}/{MEMBER_DATABASE}"
 
 
 def in_use(database: str) -> bool:
@@ -245,6 +248,7 @@ def stage(
     """
     attempt = f"{places.staging}/attempt-{os.getpid()}"
     try:
+        before = read_journal(places)
         clear(places, stale=True)
         Path(places.staging).mkdir(0o700)
         finished = run_command(plan.restore_command(request, tool, path, attempt), deadline)
@@ -264,6 +268,7 @@ def stage(
             sha256=proof.digest,
             revision=proof.revision + request.bump_revision,
             key_count=proof.key_count,
+            former=before.latest_finished if before else "",
         )
         note(places, journal)
     except BaseException as error:
@@ -338,18 +343,13 @@ def swap(places: Layout, journal: Journal, steps: tuple[str, ...]) -> Journal:
 
 
 def roll_back(places: Layout, journal: Journal, steps: tuple[str, ...]) -> Journal:
-    """Make the old data the live data again. What had been live is removed, unless writers may have used it.
-
-    Raises OSError.
-    """
+    """Make the old data the live data again, and remove what had been live. Raises OSError."""
     if journal.phase != plan.STAGED:
-        was_finished = journal.was_finished or journal.phase == plan.FINISHED
-        journal = replace(journal.at(plan.ROLLING_BACK), was_finished=was_finished)
+        journal = journal.at(plan.ROLLING_BACK)
         note(places, journal)
     _rename(places, steps)
     clear(places)
-    if not journal.was_finished:
-        _remove(places.undone)
+    _remove(places.undone)
     journal = journal.at(plan.ROLLED_BACK)
     note(places, journal)
     return journal
@@ -462,31 +462,51 @@ def set_aside(places: Layout) -> None:
     sync_folder(parent(places.kept))
 
 
-def salvage(places: Layout, target: str) -> SnapshotProof:
-    """Copy the database of a stopped member to a file that only root may read, and prove the copy.
+def salvage(member: str, target: str, connection: Connection, etcd: str, deadline: float) -> tuple[SnapshotProof, str]:
+    """Make a snapshot that only root may read of what a stopped member's folder holds, and prove it.
 
-    Raises RestoreError, DamagedDatabase.
+    A server on a copy reads its log, where what was written last may stand alone. Returns also why that failed, empty
+    if it did not: then the file is a copy of the database. Raises RestoreError, DamagedDatabase.
     """
-    source = database_path(places)
-    temporary = f"{target}.plainkube-new"
+    work = f"{target}.plainkube-work"
+    made = f"{work}/snapshot.db"
     try:
-        size = Path(source).stat().st_size
+        # A copy of everything, and the snapshot.
+        needed = sum(path.stat().st_size for path in Path(member).rglob("*"))
+        needed += Path(member, MEMBER_DATABASE).stat().st_size
         free = free_bytes(parent(target))
-        if free < size:
+        if free < needed:
             raise RestoreError(
-                f"{target}: its file system has {plan.megabytes(free)} free, wanted {plan.megabytes(size)}: free space"
+                f"{target}: its file system has {plan.megabytes(free)} free, wanted {plan.megabytes(needed)}: "
+                "free space"
             )
-        Path(temporary).unlink(missing_ok=True)
-        _copy(source, temporary)
-        proof = prove(temporary, raw=True)
-        Path(temporary).rename(target)
+        _remove(work)
+        Path(work).mkdir(0o700)
+        reason = ""
+        try:
+            _replay(member, work, made, connection, etcd, deadline)
+        except EtcdError as error:
+            reason = str(error)
+            _copy(f"{member}/{MEMBER_DATABASE}", made)
+        proof = prove(made, raw=bool(reason))
+        Path(made).chmod(0o600)
+        Path(made).rename(target)
         sync_folder(parent(target))
     except OSError as error:
-        raise RestoreError(f"{source} could not be copied to {target}: {error}") from error
+        raise RestoreError(f"{member} could not be copied to {target}: {error}") from error
     finally:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink(missing_ok=True)
-    return proof
+        _remove(work)
+    return proof, reason
+
+
+def _replay(member: str, work: str, target: str, connection: Connection, etcd: str, deadline: float) -> None:
+    """Take a snapshot of a server on a copy of a member's folder, which forgets the other members. Raises EtcdError."""
+    server = ScratchServer(work, connection, etcd, ("--force-new-cluster",))
+    shutil.copytree(member, f"{server.data_dir}/member")
+    with server:
+        # It answers before it has read all of its log, but counts only what is certain.
+        count_keys(server.connection, 0)
+        Etcdctl(server.connection).text("snapshot", "save", target, deadline=deadline)
 
 
 def _copy(source: str, target: str) -> None:
@@ -516,6 +536,6 @@ def read_manifest(path: str) -> dict[str, Any]:
     return found
 
 
-def has_data(places: Layout) -> bool:
+def has_data(member: str) -> bool:
     """Return whether there is a database that a member would start with."""
-    return Path(database_path(places)).is_file()
+    return Path(member, MEMBER_DATABASE).is_file()

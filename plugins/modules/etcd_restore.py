@@ -32,9 +32,13 @@ options:
         restored, takes away alarms that came with it, and writes, reads and deletes one key. For one of the hosts, once
         the members run and before anything else writes.
       - V(finished) ends the restore. The old data stays.
-      - V(rolled_back) puts the old data back, however far the restore went. No member of the cluster may run.
-      - V(salvaged) copies the database of a stopped member to O(snapshot), to restore from with O(raw). What was
-        written in its last moments and stands only in its log is not part of it.
+      - V(rolled_back) puts the old data back, however far the restore went, unless it is finished. No member of the
+        cluster may run.
+      - V(salvaged) makes O(snapshot) of the data of a stopped member, or of what the restore O(token) kept. A server on
+        a copy of it reads what stands only in its log. Of a member that was killed, the very last write may be missing,
+        since the others' agreement was not in its log yet. Where the log cannot be read, the database is copied as it
+        is, with a warning; it is to be restored with O(raw) then, and its last moments are not part of it.
+      - A finished restore is undone by another one, of what it kept. So the revision never goes back.
       - V(set_aside) renames the live data and leaves an empty folder, for a member that is to start anew.
     type: str
     choices: [known, proven, staged, swapped, checked, finished, rolled_back, salvaged, set_aside]
@@ -47,7 +51,8 @@ options:
     description:
       - A word that is new for each restore and the same on all hosts. The cluster's ID follows from it, so that members
         of the old cluster cannot meet those of the new one. The names of the folders carry it too.
-      - Needed with V(staged), V(swapped), V(finished) and V(set_aside). With V(rolled_back) only this one is undone.
+      - Needed with V(staged), V(swapped), V(finished) and V(set_aside). With V(rolled_back) only this one is undone,
+        with V(salvaged) it is what this one kept that is read, instead of the live data.
     type: str
   snapshot:
     description:
@@ -101,16 +106,11 @@ options:
     description: Group that the data belongs to. By default the user's, or that of the live data.
     type: str
   etcd:
-    description: Name or path of the server's program, to compare its version with the data's.
+    description: Name or path of the server's program, to compare its version with the data's, and for V(salvaged).
     type: str
     default: etcd
-  after_finished:
-    description:
-      - Roll back a finished restore too. What was written since is lost to the cluster, and kept beside the data.
-    type: bool
-    default: false
   deadline:
-    description: Seconds that restoring the copy, or the check of the running cluster, may take.
+    description: Seconds that restoring the copy, taking a snapshot, or the check of the running cluster may take.
     type: int
     default: 600
 extends_documentation_fragment:
@@ -160,6 +160,13 @@ EXAMPLES = r"""
 - name: Put the old data back
   plainkube.cluster.etcd_restore:
     state: rolled_back
+
+- name: Make a snapshot of what a finished restore kept, to undo it by another restore
+  plainkube.cluster.etcd_restore:
+    state: salvaged
+    token: restore-2026-11-21
+    snapshot: /var/lib/etcd-restore/snapshot.db
+    endpoints: ["https://10.0.0.1:2379"]
 """
 
 RETURN = r"""
@@ -200,6 +207,23 @@ kept:
   returned: always
   type: str
   sample: /var/lib/etcd.before-restore-2026-11-21
+finished:
+  description:
+    - The token of the latest restore that was finished, and that clients have seen, empty if there was none.
+    - A later one that was not finished, or was rolled back, does not count.
+  returned: always
+  type: str
+  sample: restore-2026-11-21
+can_undo:
+  description: Whether the data that the restore RV(finished) kept is still there.
+  returned: always
+  type: bool
+  sample: true
+raw:
+  description: Whether the file is a copy of the database alone, to be restored with O(raw).
+  returned: with V(salvaged), not in check mode
+  type: bool
+  sample: false
 sha256:
   description: SHA-256 of the file, as C(sha256sum) prints it.
   returned: with V(proven), V(staged) and V(salvaged), if there is a file
@@ -286,7 +310,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "owner": {"type": "str"},
     "group": {"type": "str"},
     "etcd": {"type": "str", "default": "etcd"},
-    "after_finished": {"type": "bool", "default": False},
     "deadline": {"type": "int", "default": 600},
     **CONNECTION_ARGUMENTS,
 }
@@ -319,7 +342,7 @@ class Restore:
         self.module = module
         self.params = module.params
         self.token = self.params["token"] or NO_TOKEN
-        self.places = io.find_layout(self.params["data_dir"], self.token)
+        self.places = self.places_of(self.token)
         self.journal = io.read_journal(self.places)
         self.answer: dict[str, Any] = {"changed": False}
 
@@ -328,11 +351,14 @@ class Restore:
         getattr(self, "state_" + self.params["state"])()
         journal, places = self.journal, self.places
         if journal:
-            places = io.find_layout(self.params["data_dir"], journal.token)
+            places = self.places_of(journal.token)
+        finished = journal.latest_finished if journal else ""
         self.answer.update(
             phase=journal.phase if journal else "",
             token=journal.token if journal else "",
-            has_data=io.has_data(places),
+            finished=finished,
+            can_undo=bool(finished) and io.has_data(self.places_of(finished).kept_member),
+            has_data=io.has_data(places.live_member),
             running=io.in_use(io.database_path(places)),
             restored_revision=journal.revision if journal else 0,
             kept=places.kept if journal and io.look(places).kept else "",
@@ -418,9 +444,9 @@ class Restore:
         if self.params["token"] and self.journal.token != self.token:
             # This host has not come as far as others with that restore: there is nothing of it here.
             return
-        self.places = io.find_layout(self.params["data_dir"], self.journal.token)
+        self.places = self.places_of(self.journal.token)
         with self.alone():
-            steps = plan.rollback_steps(self.journal, io.look(self.places), self.params["after_finished"])
+            steps = plan.rollback_steps(self.journal, io.look(self.places))
             if steps is None:
                 return
             self.answer["changed"] = True
@@ -430,19 +456,29 @@ class Restore:
                 self.journal = self.done(io.roll_back, self.journal, steps)
 
     def state_salvaged(self) -> None:
-        target = self.params["snapshot"]
-        database = io.database_path(self.places)
-        if not io.has_data(self.places):
+        params = self.params
+        member = self.places.kept_member if params["token"] else self.places.live_member
+        if not io.has_data(member):
             if self.module.check_mode:
                 return
-            raise plan.RestoreError(f"there is no {database} to copy")
-        io.require_stopped(self.places)
+            raise plan.RestoreError(f"there is no {member}/{io.MEMBER_DATABASE} to copy")
+        if not params["token"]:
+            io.require_stopped(self.places)
         self.answer["changed"] = True
-        if not self.module.check_mode:
-            self.describe(io.salvage(self.places, target))
+        if self.module.check_mode:
+            return
+        connection = connection_from(params)
+        proof, reason = io.salvage(member, params["snapshot"], connection, params["etcd"], params["deadline"])
+        if reason:
+            self.module.warn(
+                f"the log of {member} could not be read, so that {params['snapshot']} is a copy of its database alone, "
+                f"without what was written in its last moments: {reason}"
+            )
+        self.describe(proof)
+        self.answer["raw"] = bool(reason)
 
     def state_set_aside(self) -> None:
-        if not io.has_data(self.places):
+        if not io.has_data(self.places.live_member):
             return
         with self.alone():
             if io.look(self.places).kept:
@@ -456,6 +492,9 @@ class Restore:
                     raise plan.RestoreError(f"{self.places.live} could not be set aside: {error}") from error
 
     # What they share
+
+    def places_of(self, token: str) -> plan.Layout:
+        return io.find_layout(self.params["data_dir"], token)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -17,7 +17,19 @@ from typing import Any
 
 import pytest
 from ansible_collections.plainkube.cluster.plugins.module_utils.bbolt import open_database
-from etcd_servers import CHECKOUT, V3_4, V3_5, V3_6, V3_7, EtcdServers, Member, binaries, cluster, wait_until
+from etcd_servers import (
+    CHECKOUT,
+    V3_4,
+    V3_5,
+    V3_5_OLD,
+    V3_6,
+    V3_7,
+    EtcdServers,
+    Member,
+    binaries,
+    cluster,
+    wait_until,
+)
 from run_module import run_module, start_module
 
 BUMP = 1_000_000_000
@@ -90,11 +102,13 @@ def snapshot_of(member: Member, target: Path) -> Path:
     return target
 
 
-def start_watch(servers: EtcdServers, prefix: str, output: Path) -> subprocess.Popen[bytes]:
-    """Start a client that watches for as long as it lives; what it prints goes to a file."""
+def start_watch(servers: EtcdServers, prefix: str, output: Path, revision: int = 0) -> subprocess.Popen[bytes]:
+    """Start a client that watches for as long as it lives, from now or a revision; what it prints goes to a file."""
     command = [str(binaries(servers.version) / "etcdctl"), f"--endpoints={','.join(servers.endpoints)}"]
     with output.open("wb") as stream:
-        return subprocess.Popen([*command, "watch", "--prefix", prefix], stdout=stream, stderr=stream)
+        return subprocess.Popen(
+            [*command, "watch", "--prefix", f"--rev={revision}", prefix], stdout=stream, stderr=stream
+        )
 
 
 def beside(member: Member) -> list[str]:
@@ -415,24 +429,115 @@ def test_lost_quorum_from_the_survivor(tmp_path: Path) -> None:
         for lost in (servers.member(0), servers.member(2)):
             lost.kill()
             lost.wipe()
-        # What runs gives a snapshot without quorum; what does not run is copied.
+        # What runs gives a snapshot without quorum; what does not run is served for a moment.
         running = snapshot_of(survivor, tmp_path / "running.db")
-        copied = tmp_path / "copied.db"
-        restore = Restore(servers, copied)
-        assert "has " in refusal(restore.step(survivor, "salvaged"))
+        made = tmp_path / "made.db"
+        restore = Restore(servers, made)
+        assert "has " in refusal(restore.step(survivor, "salvaged", token=None))
         survivor.stop()
-        assert restore.step(survivor, "salvaged", check=True)["changed"]
-        assert not copied.exists()
-        found = restore.step(survivor, "salvaged")
-        assert copied.stat().st_mode & 0o777 == 0o600
+        assert restore.step(survivor, "salvaged", token=None, check=True)["changed"]
+        assert not made.exists()
+        found = restore.step(survivor, "salvaged", token=None)
+        assert warnings(found) == "[]"
+        assert not found["raw"]
+        assert made.stat().st_mode & 0o777 == 0o600
+        assert sorted(path.name for path in tmp_path.iterdir() if "made" in path.name) == ["made.db"]
         proven = Restore(servers, running).step(survivor, "proven")
         assert (found["revision"], found["key_count"]) == (proven["revision"], proven["key_count"])
-
-        assert "if it is a copy of a stopped member's database" in refusal(restore.step(survivor, "proven"))
-        restore.options["raw"] = True
-        assert "without a digest" in warnings(restore.step(survivor, "proven"))
         assert restore.whole()["key_count"] == 100
         assert objects(servers) == before
+
+
+@pytest.mark.parametrize("version", [V3_4, V3_5_OLD, V3_5, V3_6, V3_7])
+def test_what_stands_only_in_the_log_is_salvaged(version: str, tmp_path: Path) -> None:
+    with cluster(version, folder=tmp_path, backend_batch_interval="1h") as servers:
+        certain = servers.fill(100)
+        # That a write was agreed on stands in the log with the one after it.
+        servers.put("/last", "write")
+        servers.kill()
+        member = servers.member(0)
+        assert revision_of(member) < certain
+        found = Restore(servers, tmp_path / "made.db").step(member, "salvaged", token=None)
+        assert warnings(found) == "[]"
+        assert found["revision"] >= certain
+        assert found["key_count"] >= 100
+
+
+def test_of_a_member_with_a_broken_log_the_database_is_salvaged(tmp_path: Path) -> None:
+    with cluster(V3_7, members=1, folder=tmp_path) as servers:
+        servers.fill(100)
+        member = servers.member(0)
+        servers.stop()
+        made = tmp_path / "made.db"
+        # A run that was killed before has left this.
+        (tmp_path / "made.db.plainkube-work/data/member").mkdir(parents=True)
+        log = min((member.data_dir / "member/wal").glob("*.wal"))
+        content = bytearray(log.read_bytes())
+        content[2000] ^= 1
+        log.write_bytes(content)
+        restore = Restore(servers, made)
+        found = restore.step(member, "salvaged", token=None)
+        assert "without what was written in its last moments" in warnings(found)
+        assert found["raw"]
+        assert not (tmp_path / "made.db.plainkube-work").exists()
+        assert "if it is a copy of a stopped member's database" in refusal(restore.step(member, "proven"))
+        restore.options["raw"] = True
+        assert "without a digest" in warnings(restore.step(member, "proven"))
+        assert restore.whole()["key_count"] == 100
+
+
+@pytest.mark.parametrize("version", [V3_7, V3_5])
+def test_a_finished_restore_is_undone_by_another_one(version: str, tmp_path: Path) -> None:
+    """And who watches from a revision that the old data never had is told."""
+    with cluster(version, folder=tmp_path) as servers:
+        servers.fill(100)
+        snapshot = snapshot_of(servers.member(0), tmp_path / "etcd.db")
+        servers.put("/registry/later", "not in the snapshot")
+        before = objects(servers)
+        first = Restore(servers, snapshot)
+        first.all("staged")
+        servers.stop()
+        first.all("swapped")
+        servers.start()
+        assert not first.step(servers.member(0), "checked").get("failed")
+        first.all("finished")
+        newest = servers.put("/registry/since", "lost by the undo")
+        known = first.all("known")
+        assert {(answer["finished"], answer["can_undo"]) for answer in known} == {("t1", True)}
+        assert "which would go back" in refusal(first.step(servers.member(0), "rolled_back"))
+
+        # While everything runs
+        found = [
+            first.step(member, "salvaged", snapshot=str(tmp_path / f"{member.name}.db")) for member in servers.members
+        ]
+        assert {answer["key_count"] for answer in found} == {101}
+        undo = Restore(servers, tmp_path / "m1.db", token="undo-1", revision=newest)
+        undo.all("staged")
+        known = undo.all("known")
+        # Staged, or rolled back: it is still the first that can be undone.
+        assert {(answer["phase"], answer["finished"], answer["can_undo"]) for answer in known} == {
+            ("staged", "t1", True)
+        }
+        seen = tmp_path / "seen"
+        watch = start_watch(servers, "/registry/", seen, newest + 10)
+        try:
+            servers.kill()
+            undo.all("swapped")
+            servers.start()
+            checked = undo.step(servers.member(0), "checked")
+            assert not checked.get("failed"), checked
+            undo.all("finished")
+            watch.wait(timeout=30)
+        finally:
+            watch.kill()
+            watch.wait()
+        assert "mvcc: required revision has been compacted" in seen.read_text()
+        assert {key: entry["value"] for key, entry in objects(servers).items()} == {
+            key: entry["value"] for key, entry in before.items()
+        }
+        assert servers.put("/registry/again", "x") > newest + BUMP
+        known = undo.all("known")
+        assert {(answer["finished"], answer["can_undo"]) for answer in known} == {("undo-1", True)}
 
 
 def test_an_alarm_for_space_does_not_come_back(tmp_path: Path) -> None:
@@ -566,10 +671,10 @@ def test_a_run_that_is_killed_anywhere_is_finished_by_the_next(
         assert not answer.get("failed"), answer
         assert died or not answer["changed"]
         assert revision_of(member) == (new if state in ("swapped", "finished") else old)
-        if state != "rolled_back":
-            restore.step(member, "rolled_back", after_finished=True)
-        assert revision_of(member) == old
-        kept = [f"data.undone-t{number}" for number in range(deaths + 1)] if state == "finished" else []
+        kept = [f"data.before-t{number}" for number in range(deaths + 1)] if state == "finished" else []
+        if state != "finished":
+            restore.step(member, "rolled_back")
+            assert revision_of(member) == old
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["data", "data.restore.json", *kept])
         if not died:
             break
@@ -646,20 +751,6 @@ def test_two_runs_at_once(stopped: EtcdServers, member: Member, taken: Path) -> 
     assert json.loads(output)["changed"], errors
     assert second.get("failed") is None or "another restore is at work here" in second["msg"]
     assert restore.step(member, "known")["phase"] == "staged"
-
-
-def test_a_finished_restore_is_undone_if_that_is_meant(
-    stopped: EtcdServers, member: Member, taken: Path, tmp_path: Path
-) -> None:
-    restore = Restore(stopped, taken)
-    old = revision_of(member)
-    for state in ("staged", "swapped", "finished"):
-        assert restore.step(member, state)["changed"]
-    assert "what was written since would be lost" in refusal(restore.step(member, "rolled_back"))
-    assert restore.step(member, "rolled_back", after_finished=True)["changed"]
-    assert revision_of(member) == old
-    # What may have been written meanwhile is kept.
-    assert (tmp_path / "data.undone-t1").is_dir()
 
 
 def test_a_lost_member_is_set_aside(stopped: EtcdServers, member: Member, taken: Path, tmp_path: Path) -> None:
