@@ -256,16 +256,22 @@ def moved(lab: Lab) -> Iterator[Lab]:
     found.lab("destroy")
 
 
-def test_a_lost_cluster_comes_back_on_a_host_with_another_address(lab: Lab, snapshot: Path, moved: Lab) -> None:
+def test_a_lost_cluster_comes_back_on_a_host_with_another_address(
+    lab: Lab, snapshot: Path, moved: Lab, tmp_path: Path
+) -> None:
     extra = {"plainkube_cluster_name": cluster_name(lab)}
     moved.converge(extra=extra)
-    wish = {**extra, "confirm": cluster_name(lab), "etcd_restore_snapshot": str(snapshot)}
+    file = tmp_path / "etcd.db"
+    shutil.copy(snapshot, file)
+    # As a backup's manifest names the cluster that it is of.
+    file.with_name("etcd.db.json").write_text(json.dumps({"cluster_id": "1057c1a57e4"}))
+    wish = {**extra, "etcd_restore_snapshot": str(file), "etcd_restore_lost_nodes": sorted(lab.nodes)}
+    wish["confirm"] = cluster_name(lab)
     refused = play(moved, "restore-etcd.yml", **wish)
     assert refused.code != 0
     other = re.search(r"is a snapshot of the cluster ([0-9a-f]+)", " ".join(refused.output.split()))
     assert other, refused.output[-4000:]
     restore(moved, **wish, etcd_restore_cluster_id=other[1])
     assert names(moved) == {"kept"}
-    for host in lab.nodes:
-        api(moved).delete_node(host)
+    assert {node.metadata.name for node in api(moved).list_node().items} == set(moved.nodes)
     assert moved.converge(extra=extra).changed == set()
