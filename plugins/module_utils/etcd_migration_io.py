@@ -158,6 +158,17 @@ class Log:
         except OSError as error:
             raise MigrationError(f"{self.folder}, the log of a member, cannot be read: {error}") from error
 
+    def skip(self) -> None:
+        """Pass over what is there now, but for the last record, which may be half of one. Raises MigrationError."""
+        try:
+            self._name = max((path.name for path in self.folder.glob("*.wal")), key=files.first_index)
+            with (self.folder / self._name).open("rb") as stream:
+                content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            with content:
+                self._position = files.last_record(content)
+        except (OSError, ValueError) as error:
+            raise MigrationError(f"{self.folder}, the log of a member, cannot be read: {error}") from error
+
     def _read(self, name: str, start: int, after: int, having: bytes) -> Iterator[tuple[int, bytes]]:
         with open(self.folder / name, "rb") as stream:
             if not os.fstat(stream.fileno()).st_size:
@@ -176,12 +187,12 @@ def hidden_in_snapshot(data_dir: str) -> set[str]:
     if not snapshots:
         return set()
     try:
-        content = snapshots[-1].read_bytes()
-        # Taking a large store apart takes long, and nearly none has such a key.
-        if HIDDEN_MARK not in content:
-            return set()
-        store, _index = files.snapshot_store(content)
-    except (OSError, files.DamagedFile) as error:
+        with snapshots[-1].open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            # Taking a large store apart takes long, and nearly none has such a key.
+            if content.find(HIDDEN_MARK) < 0:
+                return set()
+            store, _index = files.snapshot_store(content[:])
+    except (OSError, ValueError, files.DamagedFile) as error:
         raise MigrationError(f"{snapshots[-1]}: {error}") from error
     return {root for path in files.stored_paths(store) for root in files.hidden_roots(path)}
 

@@ -15,7 +15,6 @@ import contextlib
 import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -137,6 +136,13 @@ class Migration:
         now = time.monotonic()
         self.seconds[name] = round(now - self._clock, 3)
         self._clock = now
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Note how long a part takes that others go on beside."""
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 3)
 
     def note(self, state: str, **facts: Any) -> None:
         """Take the next step of the journal."""
@@ -303,8 +309,9 @@ class Migration:
 
     # Copy, while writers write
 
-    def copy(self) -> None:
-        """Copy the store into a proven snapshot, and look at it again. Raises EtcdError."""
+    @contextlib.contextmanager
+    def copied(self) -> Iterator[ScratchServer]:
+        """Serve a copy of the store, for as long as it is not saved. Raises EtcdError."""
         assert self.source
         rules, shop = self.settings.rules, self.shop
         shop.clear()
@@ -342,23 +349,26 @@ class Migration:
             finally:
                 writer.end()
             self.lap("follow")
+            yield scratch
+
+    def save(self, scratch: ScratchServer, index: int) -> SnapshotProof:
+        """Make a proven snapshot of the copy, and return what it is. index: of the store. Raises EtcdError."""
+        shop = self.shop
+        with self.timed("snapshot"):
             Etcdctl(scratch.connection).text("snapshot", "save", shop.snapshot, deadline=SAVE_SECONDS)
             Path(shop.snapshot).chmod(0o600)
             sync_folder(shop.folder)
-        shutil.rmtree(shop.scratch, ignore_errors=True)
-        self.lap("snapshot")
+            scratch.stop()
+            # Its room is needed for what comes next.
+            shutil.rmtree(shop.scratch, ignore_errors=True)
         self.note(
             plan.COPIED,
             keys=self.census.keys,
-            index=self.mirror.index,
-            bump_revision=self.mirror.index + self.settings.revision_slack,
+            index=index,
+            bump_revision=index + self.settings.revision_slack,
         )
-
-    def prove_copy(self) -> SnapshotProof:
-        """Return what the snapshot is, once it was found whole. Raises EtcdError."""
-        proof = restore_io.prove(self.shop.snapshot, raw=False)
-        self.lap("prove")
-        return proof
+        with self.timed("prove"):
+            return restore_io.prove(shop.snapshot, raw=False)
 
     def compare_copy(self) -> None:
         """Compare the snapshot with what was copied, every key and value. Raises EtcdError."""
@@ -379,32 +389,30 @@ class Migration:
 
     def stage(self, proof: SnapshotProof) -> None:
         """Restore the snapshot beside the data of each member of this host. Raises EtcdError."""
-        began = time.monotonic()
-        view = survey(self.connection, hashes=False)
-        members = {seen.name: seen.member.peer_urls for seen in view.members if seen.member}
-        raft_index = max(seen.status.raft_index for seen in view.members if seen.status)
-        bump = int(self.entry.facts["bump_revision"])
+        with self.timed("stage"):
+            view = survey(self.connection, hashes=False)
+            members = {seen.name: seen.member.peer_urls for seen in view.members if seen.member}
+            bump = int(self.entry.facts["bump_revision"])
+            host = self.host_of(restore_io.find_layout("/", "look"))
 
-        def one(member: LocalMember) -> None:
-            places = restore_io.find_layout(member.data_dir, self.entry.id)
-            request = restore.Request(self.entry.id, member.name, members[member.name], members, bump)
-            host = self.host_of(places)
-            assert host.tool
-            owner = restore_io.find_owner(places, None, None)
-            # Another restore that is not over must not be forgotten.
-            restore.must_stage(
-                restore_io.read_journal(places),
-                self.entry.id,
-                request.fingerprint(proof.digest),
-                restore_io.look(places),
-            )
-            restore_io.stage(request, places, self.shop.snapshot, proof, host.tool, owner, STAGE_SECONDS)
+            def one(member: LocalMember) -> None:
+                places = restore_io.find_layout(member.data_dir, self.entry.id)
+                request = restore.Request(self.entry.id, member.name, members[member.name], members, bump)
+                assert host.tool
+                owner = restore_io.find_owner(places, None, None)
+                # Another restore that is not over must not be forgotten.
+                restore.must_stage(
+                    restore_io.read_journal(places),
+                    self.entry.id,
+                    request.fingerprint(proof.digest),
+                    restore_io.look(places),
+                )
+                restore_io.stage(request, places, self.shop.snapshot, proof, host.tool, owner, STAGE_SECONDS)
 
-        self.each_member(one)
-        for member in self.settings.members:
-            # What is written after this is what has to be looked through while everybody waits.
-            deque(self.log_of(member).advance(raft_index), maxlen=0)
-        self.seconds["stage"] = round(time.monotonic() - began, 3)
+            self.each_member(one)
+            for member in self.settings.members:
+                # What is written after this is what has to be looked through while everybody waits.
+                self.log_of(member).skip()
 
     # Freeze
 
@@ -653,13 +661,13 @@ def migrate(migration: Migration) -> dict[str, Any]:
     began = time.monotonic()
     prepare(migration)
     try:
-        migration.copy()
-        proof = migration.prove_copy()
-        # Restoring is mostly the work of other programs, and of the disk.
-        with ThreadPoolExecutor(1) as pool:
-            staging = pool.submit(migration.stage, proof)
-            migration.compare_copy()
+        # Saving and restoring are mostly the work of other programs, and of the disk.
+        with migration.copied() as scratch, ThreadPoolExecutor(2) as pool:
+            saving = pool.submit(migration.save, scratch, migration.mirror.index)
+            staging = pool.submit(lambda: migration.stage(saving.result()))
             migration.look_again()
+            saving.result()
+            migration.compare_copy()
             staging.result()
         migration.note(plan.STAGED)
     except BaseException:
@@ -695,8 +703,8 @@ def copy(migration: Migration) -> SnapshotProof:
     """Make the proven snapshot, for members on several hosts. Raises EtcdError."""
     prepare(migration)
     try:
-        migration.copy()
-        proof = migration.prove_copy()
+        with migration.copied() as scratch:
+            proof = migration.save(scratch, migration.mirror.index)
         migration.compare_copy()
         return proof
     except BaseException:

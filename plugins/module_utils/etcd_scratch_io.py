@@ -64,11 +64,15 @@ class ScratchServer:
         try:
             self._start()
         except BaseException:
-            self.__exit__()
+            self.stop()
             raise
         return self
 
     def __exit__(self, *_reason: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the server before its context does."""
         if self._process:
             self._process.kill()
             self._process.wait()

@@ -85,20 +85,16 @@ def log_entries(
 ) -> Iterator[tuple[int, int, bytes]]:
     """Yield (where it ends, raft index, data) of each normal entry of one log file from a position on.
 
-    The data of entries up to a raft index, and of those without some bytes, is left out: that is empty.
-    A file that is still written ends in zeros, or in half a record.
+    The data of entries up to a raft index, and of those without some bytes, is left out: that is empty. Records without
+    these bytes are not taken apart: for all at the end there is one without an index, where the last of them begins,
+    since half of that may still come. A file that is still written ends in zeros, or in half a record.
     """
-    end = len(content)
-    while position + FRAME.size <= end:
-        (frame,) = FRAME.unpack_from(content, position)
-        if frame == 0:
-            return
-        size = frame & LENGTH_BITS
-        padding = (frame >> 56) & 7 if frame >> 63 else 0
-        start = position + FRAME.size
-        if start + size > end:
-            return
-        position = start + size + padding
+    passed = 0
+    for start, size, next_record in _records(content, position):
+        # Nearly all records are without, and taking them apart is what takes the time.
+        if having and content.find(having, start, start + size) < 0:
+            passed = start - FRAME.size
+            continue
         try:
             record = protobuf_places(content, start, start + size)
             if record.get(1) != ENTRY_RECORD or 3 not in record:
@@ -108,8 +104,33 @@ def log_entries(
             return
         if entry.get(1, 0) == NORMAL_ENTRY and 4 in entry:
             raft_index, (first, last) = int(entry.get(3, 0)), entry[4]
-            wanted = raft_index > after and (not having or content.find(having, first, last) >= 0)
-            yield position, raft_index, content[first:last] if wanted else b""
+            passed = 0
+            yield next_record, raft_index, content[first:last] if raft_index > after else b""
+    if passed:
+        yield passed, 0, b""
+
+
+def last_record(content: bytes | mmap.mmap) -> int:
+    """Return where the last record of a log file stands; it may be one that is half written."""
+    last = FRAME.size
+    for start, _size, _next in _records(content, 0):
+        last = start
+    return last - FRAME.size
+
+
+def _records(content: bytes | mmap.mmap, position: int) -> Iterator[tuple[int, int, int]]:
+    """Yield where each record begins, its size, and where the next one stands."""
+    end = len(content)
+    while position + FRAME.size <= end:
+        (frame,) = FRAME.unpack_from(content, position)
+        if frame == 0:
+            return
+        size = frame & LENGTH_BITS
+        start = position + FRAME.size
+        if start + size > end:
+            return
+        position = start + size + ((frame >> 56) & 7 if frame >> 63 else 0)
+        yield start, size, position
 
 
 def write_of(raft_index: int, data: bytes) -> Write | None:

@@ -54,6 +54,21 @@ class TestLog:
         (data / "member/wal" / self.SECOND).write_bytes(written(3, "/c") + written(4, "/d"))
         assert [index for index, _data in io.Log(str(data)).advance(3)] == [4]
 
+    def test_passes_over_all_but_what_may_still_be_written(self, data: Path) -> None:
+        (data / "member/wal" / self.FIRST).write_bytes(written(1, "/a"))
+        second = data / "member/wal" / self.SECOND
+        half = written(4, "/d")[:-10]
+        second.write_bytes(written(3, "/c") + half + bytes(512))
+        log = io.Log(str(data))
+        log.skip()
+        second.write_bytes(written(3, "/c") + written(4, "/d") + written(5, "/e") + bytes(512))
+        assert [index for index, _data in log.advance()] == [4, 5]
+        assert list(log.advance()) == []
+
+    def test_what_cannot_be_passed_over(self, data: Path) -> None:
+        with pytest.raises(MigrationError, match="the log of a member, cannot be read"):
+            io.Log(str(data)).skip()
+
     def test_knows_hidden_keys_that_were_written_since(self, data: Path) -> None:
         path = data / "member/wal" / self.FIRST
         path.write_bytes(written(1, "/a_b") + written(2, "/x/_h/y"))

@@ -108,7 +108,16 @@ class TestLog:
     def test_leaves_out_data_that_nobody_asks_for(self) -> None:
         content = log(entry(5, b"one"), entry(6, b"two /_x"), entry(7, b"three"), entry(8, b"four /_y"))
         found = [(index, data) for _end, index, data in files.log_entries(content, after=6, having=b"/_")]
-        assert found == [(5, b""), (6, b""), (7, b""), (8, b"four /_y")]
+        assert found == [(6, b""), (8, b"four /_y")]
+        (end, _index, _data) = list(files.log_entries(content[: -4096 - len(entry(8, b"four /_y"))], having=b"/_"))[-1]
+        assert [data for _end, _index, data in files.log_entries(content, end)] == [b"three", b"four /_y"]
+
+    def test_a_record_that_was_not_taken_apart_is_read_again(self) -> None:
+        whole = entry(5, b"one") + entry(6, b"half of it is written, without /_x")
+        content = whole[:-20] + bytes(4096)
+        (end, _index, _data) = list(files.log_entries(content, having=b"/_"))[-1]
+        found = [data for _end, _index, data in files.log_entries(whole + bytes(64), end, having=b"/_") if data]
+        assert found == [b"half of it is written, without /_x"]
 
     @pytest.mark.parametrize("cut", [12, 20, 30])
     def test_half_a_record_at_the_end_is_none(self, cut: int) -> None:
