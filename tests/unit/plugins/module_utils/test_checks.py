@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.plainkube.cluster.plugins.module_utils import checks, host_reading, network_checks
+from ansible_collections.plainkube.cluster.plugins.module_utils import checks, commands, network_checks
 from ansible_collections.plainkube.cluster.plugins.module_utils.check_results import Result
 from ansible_collections.plainkube.cluster.plugins.module_utils.checks import (
     CheckError,
@@ -289,7 +289,7 @@ def rules_of_proxy(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) 
     nft = folder / "nft"
     nft.write_text(f"#!/bin/sh\n{program}\n")
     nft.chmod(0o755)
-    monkeypatch.setattr(host_reading, "PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(commands, "PATH", f"{folder}:/usr/bin:/bin")
     return attempt({"type": "proxy_rules"})
 
 
