@@ -21,7 +21,9 @@ NETWORK = {
     "kind": {"type": "str", "required": True},
     "backend": {"type": "str", "required": True},
     "pod_cidr": {"type": "str", "required": True},
+    "pod_cidr_ipv6": {"type": "str", "default": ""},
     "node_cidr_size": {"type": "int", "required": True},
+    "node_cidr_size_ipv6": {"type": "int", "default": 0},
     "overhead": {"type": "int", "required": True},
     "mtu": {"type": "int", "required": True},
 }
@@ -30,6 +32,7 @@ HOST = {
     "control_plane": {"type": "bool", "required": True},
     "worker": {"type": "bool", "required": True},
     "address": {"type": "str", "required": True},
+    "address_ipv6": {"type": "str", "default": ""},
     "ports": {"type": "list", "elements": "dict", "options": PORT, "default": []},
     "etcd_data_dir": {"type": "str", "default": "/var/lib/etcd"},
     "network": {"type": "dict", "required": True, "options": NETWORK},

@@ -16,7 +16,7 @@ author: Plainkube contributors (@plainkube)
 description:
   - Says how many bytes a network adds to packets between hosts, which kernel modules it needs, which units it runs on
     a node and by which named checks those are known to be well.
-positional: backend
+positional: backend, dual_stack
 options:
   _input:
     description: The network, as in C(plainkube_network).
@@ -26,6 +26,10 @@ options:
     description: How flannel carries packets, as in C(plainkube_network_backend).
     type: str
     required: true
+  dual_stack:
+    description: Whether pods have IPv6 addresses too.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -37,7 +41,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description: >-
-    A mapping with C(overhead) in bytes and lists of C(kernel_modules), C(units) and C(checks).
+    A mapping with C(overhead) in bytes, C(overhead_unknown_to_it), those of them that the network leaves no room for
+    by itself, and lists of C(kernel_modules), C(units) and C(checks).
   type: dict
 """
 

@@ -59,9 +59,9 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - Lists of hosts with C(name), C(address) and C(zone), sorted by name, under the keys C(etcd), C(control_plane),
-      C(workers), C(nodes) (control plane and workers, each host once), C(ingress), C(edge) and C(all), in which the
-      hosts of the edge are not.
+    - Lists of hosts with C(name), C(address), C(address_ipv6) and C(zone), sorted by name, under the keys C(etcd),
+      C(control_plane), C(workers), C(nodes) (control plane and workers, each host once), C(ingress), C(edge) and
+      C(all), in which the hosts of the edge are not.
     - A group that the inventory lacks gives an empty list.
   type: dict
 """

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 from ansible_collections.plainkube.cluster.plugins.module_utils import edge, ingress
 from ansible_collections.plainkube.cluster.plugins.module_utils.errors import PlainkubeError
@@ -25,6 +25,7 @@ INVENTORY = "inventory"
 HOST_VARIABLES = frozenset(
     {
         "plainkube_address",
+        "plainkube_address_ipv6",
         "plainkube_artifact_source",
         "plainkube_dns_servers",
         "plainkube_edge_address",
@@ -66,12 +67,6 @@ LABEL_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 LABEL_KEY_WANTED = "a key like example.org/name: a DNS name and / if wanted, then at most 63 letters, digits, -, _ or ."
 LABEL_VALUE_WANTED = "at most 63 letters, digits, -, _ or ., beginning and ending with a letter or digit"
 
-NOT_FOR_CLUSTERS = tuple(
-    ipaddress.IPv4Network(cidr) for cidr in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
-)
-SMALLEST_NODE_NETWORK = 28
-SMALLEST_SERVICE_NETWORK = 24
-LARGEST_SERVICE_NETWORK = 12
 # kube-controller-manager refuses to cut a pod network into more than 2^16 parts.
 MOST_NODE_NETWORK_BITS = 16
 ETCD_SIZES = (1, 3, 5, 7)
@@ -122,8 +117,72 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 # What -e name=1 and -e name=true give. Templates would count and compare it as text.
 AS_TEXT = {"int": r"-?[0-9]+", "float": r"-?[0-9]+(\.[0-9]+)?", "bool": r"true|false"}
 
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 Variables = Mapping[str, Any]
 VersionFaults = Callable[[str, Mapping[str, str]], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of addresses: how its variables end, and what its networks must be like.
+
+    reserved: networks with a meaning of their own. service_sizes: lengths of the largest and the smallest network of
+    Services; the API server has no place for more than 2^20 addresses of them.
+    """
+
+    name: str
+    suffix: str
+    parse_address: Callable[[str], Address]
+    parse_network: Callable[[str, bool], Network]
+    reserved: tuple[Network, ...]
+    example: str
+    service_sizes: tuple[int, int]
+    smallest_node_network: int
+    room: str
+
+    def variable(self, name: str) -> str:
+        """Return the name of a variable for this family."""
+        return f"{PREFIX}{name}{self.suffix}"
+
+    def address(self, value: Any) -> Address | None:
+        """Return an address, None if it is none of this family."""
+        try:
+            return self.parse_address(str(value))
+        except ValueError:
+            return None
+
+    def network(self, value: Any, strict: bool) -> Network | None:
+        """Return a network, None if it is none of this family; strict: an address inside a network is none."""
+        try:
+            return self.parse_network(str(value), strict)
+        except ValueError:
+            return None
+
+
+IPV4 = Family(
+    name="IPv4",
+    suffix="",
+    parse_address=ipaddress.IPv4Address,
+    parse_network=ipaddress.IPv4Network,
+    reserved=tuple(map(ipaddress.IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))),
+    example="10.244.0.0/16",
+    service_sizes=(12, 24),
+    smallest_node_network=28,
+    room="24 gives each node 254 addresses, which is what its 110 pods need.",
+)
+IPV6 = Family(
+    name="IPv6",
+    suffix="_ipv6",
+    parse_address=ipaddress.IPv6Address,
+    parse_network=ipaddress.IPv6Network,
+    # What is not unicast, what no router passes on, and what stands for addresses of IPv4.
+    reserved=tuple(map(ipaddress.IPv6Network, ("::/8", "fe80::/10", "ff00::/8"))),
+    example="fd00:10:244::/48",
+    service_sizes=(108, 120),
+    smallest_node_network=120,
+    room="64 is usual, with a pod network of /48 to /56.",
+)
 
 
 @dataclass(frozen=True)
@@ -164,7 +223,7 @@ def topology(
     ingress_group: str = "ingress",
     edge_group: str = "edge",
 ) -> dict[str, list[dict[str, str]]]:
-    """Return the cluster's hosts by what they are for: lists of name, address and zone, sorted by name.
+    """Return the cluster's hosts by what they are for: lists of name, address, address_ipv6 and zone, sorted by name.
 
     nodes are all hosts with a kubelet; all are the cluster's own hosts, which those of the edge are not. An address is
     plainkube_address, else ansible_host, else the name: hostvars has what the inventory sets and not the role's
@@ -177,7 +236,12 @@ def topology(
             variables = hostvars[name]
             address = variables.get("plainkube_address") or variables.get("ansible_host") or name
             described_hosts.append(
-                {"name": name, "address": str(address), "zone": str(variables.get("plainkube_zone") or "")}
+                {
+                    "name": name,
+                    "address": str(address),
+                    "address_ipv6": str(variables.get("plainkube_address_ipv6") or ""),
+                    "zone": str(variables.get("plainkube_zone") or ""),
+                }
             )
         return described_hosts
 
@@ -246,8 +310,11 @@ def contract_faults(
     shared = {variable: value for variables in reversed(list(hosts.values())) for variable, value in variables.items()}
     faults += _group_faults(inventory, shared)
     faults += _name_faults(hosts)
-    faults += _address_faults(hosts)
-    faults += _network_faults(hosts, shared, _members(inventory, shared, "control_plane", "workers"))
+    nodes = _members(inventory, shared, "control_plane", "workers")
+    for family in (IPV4, IPV6):
+        faults += _address_faults(family, hosts)
+        faults += _network_faults(family, hosts, shared, len(nodes))
+    faults += _dual_stack_faults(hosts, shared, nodes)
     for variable, check in VALUE_CHECKS.items():
         for host, value in _each(hosts, variable):
             faults += [Fault(host, variable, *words) for words in check(value)]
@@ -310,7 +377,7 @@ def _backup_faults(shared: Variables) -> Iterator[Fault]:
 def _dns_faults(hosts: Mapping[str, Variables], shared: Variables) -> Iterator[Fault]:
     """A name server that is asked for what it does not know must not be one that would ask back."""
     circular = {str(shared.get("plainkube_dns_cache_address")): "the address of the nodes' cache"}
-    services = _network_of(str(shared.get("plainkube_service_cidr")), strict=False)
+    services = IPV4.network(shared.get("plainkube_service_cidr"), strict=False)
     if services is not None:
         circular[str(services[10])] = "the address of the cluster's own name server"
     wanted, remedy = "name servers that do not ask the cluster's", "Name the servers of the site, or none."
@@ -645,32 +712,21 @@ def _keeps_pods_away(taints: Any) -> bool:
 # Addresses and networks
 
 
-def _address_of(value: Any) -> ipaddress.IPv4Address | None:
-    try:
-        return ipaddress.IPv4Address(str(value))
-    except ValueError:
-        return None
+def _address_of(value: Any) -> Address | None:
+    return IPV4.address(value)
 
 
-def _network_of(text: str, strict: bool) -> ipaddress.IPv4Network | None:
-    try:
-        return ipaddress.IPv4Network(text, strict=strict)
-    except ValueError:
-        return None
-
-
-def _address_faults(hosts: Mapping[str, Variables]) -> Iterator[Fault]:
-    variable = "plainkube_address"
-    used: dict[ipaddress.IPv4Address, list[str]] = {}
+def _address_faults(family: Family, hosts: Mapping[str, Variables]) -> Iterator[Fault]:
+    variable = family.variable("address")
+    remedy = f"Set {variable} to the address by which the cluster's other hosts reach this one."
+    used: dict[Address, list[str]] = {}
     for host, variables in hosts.items():
-        if variable not in variables:
+        if variable not in variables or _is_off(family, variables[variable]):
             continue
-        address = _address_of(variables[variable])
+        address = family.address(variables[variable])
         if address is None:
-            remedy = "Set plainkube_address to the address by which the cluster's other hosts reach this one."
-            yield Fault(host, variable, _shown(variables[variable]), "an IPv4 address", remedy)
-        elif any(address in network for network in NOT_FOR_CLUSTERS):
-            remedy = "Set plainkube_address to the address by which the cluster's other hosts reach this one."
+            yield Fault(host, variable, _shown(variables[variable]), f"an {family.name} address", remedy)
+        elif any(address in network for network in family.reserved):
             yield Fault(host, variable, str(address), "an address that other hosts can reach", remedy)
         else:
             used.setdefault(address, []).append(host)
@@ -685,65 +741,86 @@ def _address_faults(hosts: Mapping[str, Variables]) -> Iterator[Fault]:
             )
 
 
-def _network_faults(hosts: Mapping[str, Variables], shared: Variables, nodes: Sequence[str]) -> Iterator[Fault]:
-    networks: dict[str, ipaddress.IPv4Network] = {}
-    for variable in ("plainkube_pod_cidr", "plainkube_service_cidr"):
-        if variable not in shared:
+def _is_off(family: Family, value: Any) -> bool:
+    """Say whether a variable of the second family is not set, which is not a fault by itself."""
+    return family is IPV6 and value == ""
+
+
+def _network_faults(family: Family, hosts: Mapping[str, Variables], shared: Variables, nodes: int) -> Iterator[Fault]:
+    pods_variable, services_variable = family.variable("pod_cidr"), family.variable("service_cidr")
+    networks: dict[str, Network] = {}
+    for variable in (pods_variable, services_variable):
+        if variable not in shared or _is_off(family, shared[variable]):
             continue
         text = str(shared[variable])
-        network = _network_of(text, strict=False)
+        network = family.network(text, strict=False)
         if network is None:
-            remedy = "Write an IPv4 network address, a slash and its length."
-            yield Fault(INVENTORY, variable, _shown(text), "a network such as 10.244.0.0/16", remedy)
+            remedy = f"Write an {family.name} network address, a slash and its length."
+            yield Fault(INVENTORY, variable, _shown(text), f"a network such as {family.example}", remedy)
             continue
-        if _network_of(text, strict=True) is None:
+        if family.network(text, strict=True) is None:
             remedy = f"Write {network} if that is meant."
             yield Fault(
                 INVENTORY, variable, f"{text}, an address inside a network", "the network's own address", remedy
             )
         networks[variable] = network
-        reserved = [str(other) for other in NOT_FOR_CLUSTERS if network.overlaps(other)]
+        reserved = [str(other) for other in family.reserved if network.overlaps(other)]
         if reserved:
             wanted = f"a network apart from {', '.join(reserved)}, which has a meaning of its own"
             yield Fault(INVENTORY, variable, str(network), wanted, "Choose a private network that nothing else uses.")
         for host, variables in hosts.items():
-            address = _address_of(variables.get("plainkube_address"))
+            address = family.address(variables.get(family.variable("address")))
             if address is not None and address in network:
-                wanted = f"a network without the hosts' own addresses (plainkube_address {address})"
+                wanted = f"a network without the hosts' own addresses ({family.variable('address')} {address})"
                 yield Fault(host, variable, str(network), wanted, "Choose a network that no host has an address in.")
-    pods, services = networks.get("plainkube_pod_cidr"), networks.get("plainkube_service_cidr")
+    pods, services = networks.get(pods_variable), networks.get(services_variable)
     if pods is not None and services is not None and pods.overlaps(services):
-        found = f"{services}, which overlaps plainkube_pod_cidr {pods}"
-        yield Fault(
-            INVENTORY, "plainkube_service_cidr", found, "networks apart from each other", "Change one of the two."
-        )
-    if services is not None and not LARGEST_SERVICE_NETWORK <= services.prefixlen <= SMALLEST_SERVICE_NETWORK:
-        wanted = f"a network from /{LARGEST_SERVICE_NETWORK} to /{SMALLEST_SERVICE_NETWORK}"
+        found = f"{services}, which overlaps {pods_variable} {pods}"
+        yield Fault(INVENTORY, services_variable, found, "networks apart from each other", "Change one of the two.")
+    largest, smallest = family.service_sizes
+    if services is not None and not largest <= services.prefixlen <= smallest:
         yield Fault(
             INVENTORY,
-            "plainkube_service_cidr",
+            services_variable,
             str(services),
-            wanted,
+            f"a network from /{largest} to /{smallest}",
             "Every Service takes an address out of it, for good: choose generously.",
         )
-    if pods is not None and "plainkube_node_cidr_size" in shared:
-        yield from _node_network_faults(pods, shared["plainkube_node_cidr_size"], len(nodes))
+    if pods is not None and family.variable("node_cidr_size") in shared:
+        yield from _node_network_faults(family, pods, shared[family.variable("node_cidr_size")], nodes)
 
 
-def _node_network_faults(pods: ipaddress.IPv4Network, size: int, nodes: int) -> Iterator[Fault]:
-    variable = "plainkube_node_cidr_size"
-    largest = min(pods.prefixlen + MOST_NODE_NETWORK_BITS, SMALLEST_NODE_NETWORK)
+def _node_network_faults(family: Family, pods: Network, size: int, nodes: int) -> Iterator[Fault]:
+    variable, pods_variable = family.variable("node_cidr_size"), family.variable("pod_cidr")
+    largest = min(pods.prefixlen + MOST_NODE_NETWORK_BITS, family.smallest_node_network)
     if size > largest >= pods.prefixlen:
-        wanted = f"at most {largest} with plainkube_pod_cidr {pods}"
-        yield Fault(
-            INVENTORY, variable, str(size), wanted, "24 gives each node 254 addresses, which is what its 110 pods need."
-        )
+        yield Fault(INVENTORY, variable, str(size), f"at most {largest} with {pods_variable} {pods}", family.room)
         return
     parts = 2 ** (size - pods.prefixlen) if size >= pods.prefixlen else 0
     if parts <= nodes:
         found = f"{pods}, in which /{size} fits {parts} times"
         wanted = f"room for {nodes} nodes and one more, so that a node can be added or replaced"
-        yield Fault(INVENTORY, "plainkube_pod_cidr", found, wanted, f"Widen it, or raise {variable}.")
+        yield Fault(INVENTORY, pods_variable, found, wanted, f"Widen it, or raise {variable}.")
+
+
+def _dual_stack_faults(hosts: Mapping[str, Variables], shared: Variables, nodes: Sequence[str]) -> Iterator[Fault]:
+    """IPv6 beside IPv4 is a network of pods, one of Services and an address on every node; or none of them."""
+    of_cluster = [IPV6.variable("pod_cidr"), IPV6.variable("service_cidr")]
+    variable = IPV6.variable("address")
+    with_address = [name for name in hosts if hosts[name].get(variable)]
+    given = [name for name in of_cluster if shared.get(name)]
+    if not given and not with_address:
+        return
+    for name in of_cluster:
+        if name in shared and not shared[name]:
+            found = f"nothing, and {given[0] if given else variable} set"
+            remedy = "Add it, or leave all of IPv6 out."
+            yield Fault(INVENTORY, name, found, f"an IPv6 network such as {IPV6.example}", remedy)
+    without = [name for name in nodes if name not in with_address and variable in hosts.get(name, {})]
+    if given and without:
+        found = f"nothing, and {given[0]} set"
+        wanted = "the IPv6 address by which the cluster's other hosts reach this one"
+        yield Fault(", ".join(without), variable, found, wanted, "Add it, or leave all of IPv6 out.")
 
 
 # Single values: each function yields what was found, what was wanted, what to do

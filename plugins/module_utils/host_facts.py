@@ -177,7 +177,10 @@ def source_locations(texts: Iterable[str]) -> tuple[list[str], bool]:
 def present_network(
     units: Mapping[str, str], flannel: str, proxy: str, controller_manager: str, foreign: Sequence[str]
 ) -> dict[str, str]:
-    """Return what the host has of a pod network: kind, backend, pod_cidr, node_cidr_size; nothing of what it has not.
+    """Return what the host has of a pod network; nothing of what it has not.
+
+    That is kind, backend, pod_cidr, pod_cidr_ipv6 ("none" if pods have addresses of IPv4 alone), node_cidr_size and
+    node_cidr_size_ipv6.
 
     units: the texts of our units by name. flannel, proxy, controller_manager: the texts of flannel's and kube-proxy's
     configuration and of kube-controller-manager's unit. foreign: the names of others' CNI configurations.
@@ -190,11 +193,15 @@ def present_network(
         found["backend"] = str((_json_object(flannel).get("Backend") or {}).get("Type", ""))
     for name, text, pattern in (
         ("pod_cidr", proxy, r"(?m)^clusterCIDR: *\"?([0-9./]+)"),
-        ("node_cidr_size", controller_manager, r"--node-cidr-mask-size=([0-9]+)"),
+        ("pod_cidr_ipv6", proxy, r"(?m)^clusterCIDR: *\"?[0-9./]+,([0-9a-f:./]+)"),
+        ("node_cidr_size", controller_manager, r"--node-cidr-mask-size(?:-ipv4)?=([0-9]+)"),
+        ("node_cidr_size_ipv6", controller_manager, r"--node-cidr-mask-size-ipv6=([0-9]+)"),
     ):
         said = re.search(pattern, text)
         if said:
             found[name] = said.group(1)
+    if "pod_cidr" in found:
+        found.setdefault("pod_cidr_ipv6", "none")
     return {name: value for name, value in found.items() if value}
 
 

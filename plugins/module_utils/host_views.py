@@ -204,7 +204,12 @@ def interfaces(facts: Facts, address: str) -> list[dict[str, Any]]:
 
 def routes(facts: Facts, cluster: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the routes, without those that the kernel keeps for its own addresses."""
-    nodes = {item["address"]: item["name"] for item in cluster.get("topology", {}).get("nodes", ())}
+    nodes = {
+        item[key]: item["name"]
+        for item in cluster.get("topology", {}).get("nodes", ())
+        for key in ("address", "address_ipv6")
+        if item.get(key)
+    }
     found = []
     for route in facts.routes:
         if route.get("table") == "local" or route["dst"].startswith(("fe80:", "ff00:")):

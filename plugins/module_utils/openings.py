@@ -22,7 +22,7 @@ CLUSTER: dict[str, Any] = {
     "topology": {},
     "api_port": 6443,
     "ssh_port": 22,
-    "pod_cidr": "10.244.0.0/16",
+    "pod_cidrs": ["10.244.0.0/16"],
     "node_ports": "30000-32767",
     "network": "bridge",
     "backend": "",
@@ -90,7 +90,6 @@ def _ports(cluster: Cluster, opening: Opening, host: str) -> Iterator[tuple[str,
         "{ssh}": meant["ssh_port"],
         "{api}": meant["api_port"],
         "{node_ports}": meant["node_ports"],
-        "{pods}": meant["pod_cidr"],
     }
     if opening.port in INGRESS_PORTS:
         for instance in meant["ingress_instances"]:
@@ -99,6 +98,8 @@ def _ports(cluster: Cluster, opening: Opening, host: str) -> Iterator[tuple[str,
     elif opening.port == "{edge}":
         for service in meant["edge_services"]:
             yield str(service["port"]), str(service["name"])
+    elif opening.port == "{pods}":
+        yield from ((str(network), "") for network in meant["pod_cidrs"])
     else:
         yield str(plain.get(opening.port, opening.port)), ""
 
@@ -142,7 +143,7 @@ PORT_WORDS = {
     "{ssh}": "22, or `ansible_port`",
     "{api}": "`plainkube_api_port` (6443)",
     "{node_ports}": "30000-32767",
-    "{pods}": "addresses of `plainkube_pod_cidr`",
+    "{pods}": "addresses of `plainkube_pod_cidr`, and of `plainkube_pod_cidr_ipv6`",
     "{ingress_http}": "`http_port` (80)",
     "{ingress_https}": "`https_port` (443)",
     "{ingress_ping}": "`ping_port` (8082)",

@@ -198,17 +198,18 @@ def _collide(wanted: Facts, listener: Facts) -> bool:
 
 
 def _address(facts: Facts) -> Iterator[Words]:
-    address = facts["asked"]["address"]
-    try:
-        wanted = ipaddress.ip_address(address)
-    except ValueError:
-        # A name instead of an address is the contract's business.
-        return
-    if wanted not in {ipaddress.ip_address(own) for own in facts["addresses"]}:
-        addresses = [ipaddress.ip_address(own) for own in facts["addresses"]]
-        own = ", ".join(str(own) for own in addresses if not (own.is_loopback or own.is_link_local)) or "none"
-        remedy = "Set plainkube_address to the address by which the other hosts reach this one."
-        yield f"the addresses {own}", f"{address} among them, which is plainkube_address", remedy
+    addresses = [ipaddress.ip_address(own) for own in facts["addresses"]]
+    own = ", ".join(str(own) for own in addresses if not (own.is_loopback or own.is_link_local)) or "none"
+    for key in ("address", "address_ipv6"):
+        address, variable = facts["asked"][key], f"plainkube_{key}"
+        try:
+            wanted = ipaddress.ip_address(address)
+        except ValueError:
+            # A name instead of an address is the contract's business, and so is none.
+            continue
+        if wanted not in addresses:
+            remedy = f"Set {variable} to the address by which the other hosts reach this one."
+            yield f"the addresses {own}", f"{address} among them, which is {variable}", remedy
 
 
 def _packages(facts: Facts) -> Iterator[Words]:
@@ -367,14 +368,17 @@ WARNING_CHECKS: tuple[Callable[[Facts], Iterator[Words]], ...] = (
 
 def _changed_network(facts: Facts) -> Iterator[Words]:
     present, asked = facts["network"], facts["asked"]["network"]
-    wanted = {**asked, "node_cidr_size": str(asked["node_cidr_size"])}
+    wanted = {key: str(asked[key]) for key in NETWORK_VARIABLES}
+    wanted["pod_cidr_ipv6"] = wanted["pod_cidr_ipv6"] or "none"
     remedy = (
         "Nothing can change it while pods run: hosts that have changed and hosts that have not would not reach each "
         "other's pods. Set the variable back, or make the cluster anew with playbooks/reset.yml and site.yml."
     )
     for key, variable in NETWORK_VARIABLES.items():
-        # Without a network yet, a host may still get any; and only flannel has a backend.
-        of_another = key == "backend" and wanted["kind"] != "flannel"
+        # Without a network yet, a host may still get any; only flannel has a backend, and only two families two sizes.
+        of_another = (key == "backend" and wanted["kind"] != "flannel") or (
+            key == "node_cidr_size_ipv6" and not asked["pod_cidr_ipv6"]
+        )
         if key in present and present[key] != wanted[key] and not of_another:
             yield f"{_network_words(key, present)} in the running cluster", f"{wanted[key]} ({variable})", remedy
 
@@ -384,7 +388,11 @@ def _network_words(key: str, present: Mapping[str, str]) -> str:
         "kind": f"the network {present.get('kind')}",
         "backend": f"flannel's backend {present.get('backend')}",
         "pod_cidr": f"pods' addresses from {present.get('pod_cidr')}",
+        "pod_cidr_ipv6": f"pods' IPv6 addresses from {present.get('pod_cidr_ipv6')}"
+        if present.get("pod_cidr_ipv6") != "none"
+        else "pods without IPv6 addresses",
         "node_cidr_size": f"/{present.get('node_cidr_size')} for each node's pods",
+        "node_cidr_size_ipv6": f"/{present.get('node_cidr_size_ipv6')} for each node's pods",
     }[key]
 
 
@@ -404,7 +412,9 @@ NETWORK_VARIABLES = {
     "kind": "plainkube_network",
     "backend": "plainkube_network_backend",
     "pod_cidr": "plainkube_pod_cidr",
+    "pod_cidr_ipv6": "plainkube_pod_cidr_ipv6",
     "node_cidr_size": "plainkube_node_cidr_size",
+    "node_cidr_size_ipv6": "plainkube_node_cidr_size_ipv6",
 }
 SHARED_FAULT_CHECKS: tuple[Callable[[Facts], Iterator[Words]], ...] = (_changed_network, _too_long_packets)
 

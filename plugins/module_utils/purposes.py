@@ -195,6 +195,7 @@ INTERFACES: dict[str, str] = {
     "cni0": "bridge that this node's pods hang on",
     "kube-bridge": "bridge that this node's pods hang on (network kube_router)",
     "flannel.*": "VXLAN tunnel to the other nodes",
+    "flannel-v6.*": "VXLAN tunnel to the other nodes, for IPv6",
     "flannel-wg*": "WireGuard tunnel to the other nodes",
     "tun-*": "tunnel of kube-router to a node in another segment",
     "nodelocaldns": "address of this node's cache of names",

@@ -134,7 +134,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 # Components that hang pods on a bridge.
 BRIDGING = {"node-routes", "flanneld"}
-LINKS: dict[str, tuple[str, ...]] = {"flanneld": ("flannel.1", "flannel-wg")}
+LINKS: dict[str, tuple[str, ...]] = {"flanneld": ("flannel.1", "flannel-v6.1", "flannel-wg", "flannel-wg-v6")}
 # Mounts below these are made by kubelet and containerd: they are undone, and what is in them is not touched.
 MOUNT_PARENTS: dict[str, tuple[str, ...]] = {
     "kubelet": (KUBELET_FOLDER,),
@@ -270,10 +270,9 @@ def bridge_name(unit_text: str) -> str:
     return found.group(1) if found else BRIDGE
 
 
-def pod_network(text: str) -> str:
-    """Return the network of all pods from the text of flannel's configuration, empty if it says none."""
-    found = re.search(r'"Network": *"([0-9./]+)"', text)
-    return found.group(1) if found else ""
+def pod_networks(text: str) -> list[str]:
+    """Return the networks of all pods, one of each family, from the text of flannel's configuration."""
+    return re.findall(r'"(?:IPv6)?Network": *"([0-9a-fA-F:./]+)"', text)
 
 
 def lasting_routes(text: str) -> list[str]:

@@ -35,6 +35,8 @@ DEATH_SECONDS = 10
 UNMOUNT_SECONDS = 10
 COMMAND_SECONDS = 30
 HEAD_BYTES = 1024
+# The options of ip(8) for both families of addresses.
+FAMILIES = ("-4", "-6")
 NETWORK_UNITS = ("node-routes.service", "flanneld.service")
 FLANNEL_CONFIGURATION = "/etc/plainkube/flannel.json"
 CRICTL = ("/usr/local/bin/crictl", "--runtime-endpoint=unix:///run/containerd/containerd.sock")
@@ -87,14 +89,15 @@ def look() -> reset.Facts:
         pods=_pods() if "containerd.service" in running else {},
         cgroups=matching("/sys/fs/cgroup/kubepods*") + matching("/sys/fs/cgroup/*/kubepods*"),
         interfaces={link["ifname"]: link.get("master", "") for link in _json(["ip", "-j", "link", "show"], [])},
-        routes=reset.lasting_routes(answer(["ip", "route", "show", "proto", "76"]) + _flannel_routes()),
-        learned_routes=reset.lasting_routes(answer(["ip", "route", "show", "proto", reset.KUBE_ROUTER_PROTOCOL])),
+        routes=reset.lasting_routes(_routes("proto", "76") + _flannel_routes()),
+        learned_routes=reset.lasting_routes(_routes("proto", reset.KUBE_ROUTER_PROTOCOL)),
         tables=re.findall(r"^table (\S+) (\S+)$", answer(["nft", "list", "tables"]), re.MULTILINE),
         iptables=packet_filters(),
         ip_sets=ip_sets(),
         rules=[
             line.partition(":")[2].strip()
-            for line in answer(["ip", "-N", "rule", "show", "table", reset.KUBE_ROUTER_TABLE]).splitlines()
+            for family in FAMILIES
+            for line in answer(["ip", family, "-N", "rule", "show", "table", reset.KUBE_ROUTER_TABLE]).splitlines()
         ],
         users={entry.pw_name: entry.pw_gecos for entry in pwd.getpwall()},
         sysusers=sysusers,
@@ -113,10 +116,15 @@ def ip_sets() -> list[str]:
     return answer(["ipset", "list", "-name"]).split()
 
 
+def _routes(*chosen: str) -> str:
+    """Return routes of both families of addresses as ip prints them."""
+    return "".join(answer(["ip", family, "route", "show", *chosen]) for family in FAMILIES)
+
+
 def _flannel_routes() -> str:
     """Return the routes to other hosts' pods, which flannel marks in no way, as ip prints them."""
-    network = reset.pod_network(_text(FLANNEL_CONFIGURATION))
-    return answer(["ip", "route", "show", "root", network, "proto", "boot"]) if network else ""
+    networks = reset.pod_networks(_text(FLANNEL_CONFIGURATION))
+    return "".join(answer(["ip", "route", "show", "root", network, "proto", "boot"]) for network in networks)
 
 
 def _text(path: str) -> str:

@@ -34,7 +34,7 @@ options:
   cluster:
     description:
       - What decides about the openings.
-      - C(topology), C(api_port), C(ssh_port), C(pod_cidr), C(node_ports), C(network), C(backend), C(policies),
+      - C(topology), C(api_port), C(ssh_port), C(pod_cidrs), C(node_ports), C(network), C(backend), C(policies),
         C(dns_cache), C(ingress_instances), C(edge_services) and C(edge_address), as in C(docs/firewall.md).
     type: dict
     default: {}
@@ -88,7 +88,9 @@ text:
 
 import glob
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -187,8 +189,12 @@ def old_tables() -> list[str]:
         return []
 
 
-def look() -> host_views.Facts:
-    """Read all of the host; what cannot be read is left out and said."""
+def routes_of(family: str) -> list[dict[str, Any]]:
+    return run_json(["ip", family, "-j", "route", "show", "table", "all"]) or []
+
+
+def look(families: Sequence[str]) -> host_views.Facts:
+    """Read all of the host; what cannot be read is left out and said. families: options of ip(8) for routes."""
     unreadable: list[str] = []
 
     def tried(what: str, read: Callable[[], Any], otherwise: Any) -> Any:
@@ -206,7 +212,7 @@ def look() -> host_views.Facts:
             {"protocol": protocol, **listener} for protocol in ("tcp", "udp") for listener in listeners(None, protocol)
         ],
         links=tried("interfaces", lambda: run_json(["ip", "-j", "-d", "address", "show"]) or [], []),
-        routes=tried("routes", lambda: run_json(["ip", "-j", "route", "show", "table", "all"]) or [], []),
+        routes=[route for family in families for route in tried("routes", partial(routes_of, family), [])],
         rules=tried("routing rules", lambda: run_json(["ip", "-j", "rule", "show"]) or [], []),
         tables=tried("packet filter", filter_tables, []),
         mounts=tried("mounts", mounts, []),
@@ -226,7 +232,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     options = module.params
-    answer = host_views.explain(look(), options["cluster"], options["name"], options["address"])
+    dual_stack = any(":" in network for network in options["cluster"].get("pod_cidrs", ()))
+    answer = host_views.explain(
+        look(("-4", "-6") if dual_stack else ("-4",)), options["cluster"], options["name"], options["address"]
+    )
     text = host_views.text(answer, options["name"], options["address"])
     lists = {key: answer.pop(key) for key in ("wrong", "unknown", "unreadable")}
     module.exit_json(changed=False, host=answer, text=text, **lists)

@@ -36,6 +36,10 @@ options:
         description: The address by which other hosts reach it.
         type: str
         required: true
+      address_ipv6:
+        description: The IPv6 address by which other hosts reach it, empty if there is none.
+        type: str
+        default: ""
       ports:
         description: What will listen on it.
         type: list
@@ -75,10 +79,18 @@ options:
             description: The network of all pods.
             type: str
             required: true
+          pod_cidr_ipv6:
+            description: The network of all pods' IPv6 addresses, empty if they have none.
+            type: str
+            default: ""
           node_cidr_size:
             description: Length of each node's part of it.
             type: int
             required: true
+          node_cidr_size_ipv6:
+            description: Length of each node's part of the IPv6 network.
+            type: int
+            default: 0
           overhead:
             description: Bytes that it adds to a packet between hosts.
             type: int
@@ -205,8 +217,8 @@ facts:
       type: dict
     network:
       description: >-
-        What the host has of a pod network already: C(kind), C(backend), C(pod_cidr) and C(node_cidr_size), of each
-        what it has.
+        What the host has of a pod network already: C(kind), C(backend), C(pod_cidr), C(pod_cidr_ipv6) (C(none) if its
+        pods have no IPv6 addresses), C(node_cidr_size) and C(node_cidr_size_ipv6), of each what it has.
       type: dict
     fsync_p99_milliseconds:
       description: Time of a synchronous write of 2300 bytes, 99th percentile. None when it was not measured.

@@ -133,7 +133,7 @@ def test_every_variable_of_the_contract_is_known_and_read() -> None:
         if path.suffix in (".yml", ".j2"):
             # Text of templates may name files and tables of ours; only what Jinja reads is a variable.
             text = expressions(path) if path.suffix == ".j2" else path.read_text(encoding="utf-8")
-            for name in re.findall(r"\bplainkube_[a-z_]+\b", text):
+            for name in re.findall(r"\bplainkube_[a-z0-9_]+\b", text):
                 mentioned.setdefault(name, set()).add(str(path.relative_to(ROOT)))
     assert {name: paths for name, paths in mentioned.items() if name not in known} == {}
     readers = [path for path in (ROOT / "plugins").rglob("*.py") if path.stem not in ("contract", "validate_contract")]

@@ -19,8 +19,12 @@ from pathlib import Path
 CONFIGURATION = "/etc/cni/net.d/10-plainkube.conflist"
 
 
-def cni_configuration(network: str, bridge: str, mtu: int) -> str:
-    """Return the CNI configuration of a host whose pods have addresses in this network."""
+# The way out of a pod, by whether its network is one of IPv6.
+DEFAULT_ROUTES = {False: "0.0.0.0/0", True: "::/0"}
+
+
+def cni_configuration(networks: list[str], bridge: str, mtu: int) -> str:
+    """Return the CNI configuration of a host whose pods have an address in each of these networks."""
     configuration = {
         "cniVersion": "1.0.0",
         "name": "plainkube",
@@ -34,8 +38,8 @@ def cni_configuration(network: str, bridge: str, mtu: int) -> str:
                 "mtu": mtu,
                 "ipam": {
                     "type": "host-local",
-                    "ranges": [[{"subnet": network}]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "ranges": [[{"subnet": network}] for network in networks],
+                    "routes": [{"dst": DEFAULT_ROUTES[":" in network]} for network in networks],
                 },
             },
             {"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": True}},
@@ -64,21 +68,22 @@ def write(path: str, text: str) -> None:
     Path(temporary).rename(path)
 
 
-def configure(network: str, bridge: str, mtu: int) -> None:
+def configure(networks: list[str], bridge: str, mtu: int) -> None:
     """Write the configuration if it is not there yet, and say so."""
-    configuration = cni_configuration(network, bridge, mtu)
+    configuration = cni_configuration(networks, bridge, mtu)
     if read(CONFIGURATION) != configuration:
         write(CONFIGURATION, configuration)
-        print(f"wrote {CONFIGURATION} for {network}, packets of at most {mtu} bytes", flush=True)
+        print(f"wrote {CONFIGURATION} for {' and '.join(networks)}, packets of at most {mtu} bytes", flush=True)
 
 
-def subnet_of(text: str) -> tuple[str, int]:
-    """Return (network, longest packet in bytes) that a subnet file of flannel says. Raises ValueError."""
+def subnets_of(text: str) -> tuple[list[str], int]:
+    """Return (networks, longest packet in bytes) that a subnet file of flannel says. Raises ValueError."""
     said = dict(line.split("=", 1) for line in text.split() if "=" in line)
     missing = {"FLANNEL_SUBNET", "FLANNEL_MTU"} - set(said)
     if missing:
         raise ValueError(f"it does not say {' and '.join(sorted(missing))}")
-    return str(ipaddress.ip_interface(said["FLANNEL_SUBNET"]).network), int(said["FLANNEL_MTU"])
+    subnets = [said[name] for name in ("FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET") if name in said]
+    return [str(ipaddress.ip_interface(subnet).network) for subnet in subnets], int(said["FLANNEL_MTU"])
 
 
 def main() -> None:
@@ -87,12 +92,13 @@ def main() -> None:
     parser.add_argument("--subnet-file", required=True, help="file that flannel writes")
     parser.add_argument("--bridge", required=True, help="name of the bridge that pods are connected to")
     parser.add_argument("--mtu", type=int, default=0, help="longest packet of pods in bytes, 0 for what the file says")
+    parser.add_argument("--overhead", type=int, default=0, help="bytes of a tunnel that the file does not know of")
     options = parser.parse_args()
     try:
-        network, mtu = subnet_of(read(options.subnet_file))
+        networks, mtu = subnets_of(read(options.subnet_file))
     except ValueError as error:
         sys.exit(f"{options.subnet_file}: {error}; see what flanneld said before")
-    configure(network, options.bridge, options.mtu or mtu)
+    configure(networks, options.bridge, options.mtu or mtu - options.overhead)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 """Keeps this host's routes to the pods of every other node, and the CNI configuration for its own pods.
 
 It reads the list of nodes from the API and follows its changes. Each node says which part of the pod network it has
-(spec.podCIDR) and at which address it is reached; that is one route. Look at them with: ip route show proto 76
+(spec.podCIDR) and at which address it is reached; that is one route, and where there are networks of IPv6 too
+(spec.podCIDRs) one more. Look at them with: ip route show proto 76, and ip -6 route show proto 76
 """
 
 from __future__ import annotations
@@ -26,20 +27,34 @@ from cni_configuration import configure
 ROUTE_PROTOCOL = "76"
 NODES = "/api/v1/nodes?"
 RETRY_SECONDS = 2
+# The options of ip(8) for both families of addresses.
+FAMILIES = ("-4", "-6")
 
 
-def node_route(node: dict[str, Any]) -> tuple[str, str] | None:
-    """Return (pod network, address) of a node object, or None while it has not got both."""
-    network = node.get("spec", {}).get("podCIDR")
-    addresses = node.get("status", {}).get("addresses", [])
-    address = next((item["address"] for item in addresses if item["type"] == "InternalIP"), None)
-    return (network, address) if network and address else None
+def family(network: str) -> str:
+    """Return the option of ip(8) for the family of a network or address."""
+    return FAMILIES[":" in network]
+
+
+def node_routes(node: dict[str, Any]) -> dict[str, str]:
+    """Return {pod network: address} of a node object, empty while it has not got both of a family."""
+    spec = node.get("spec", {})
+    networks = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
+    addresses: dict[str, str] = {}
+    for item in node.get("status", {}).get("addresses", []):
+        if item["type"] == "InternalIP":
+            addresses.setdefault(family(item["address"]), item["address"])
+    return {network: addresses[family(network)] for network in networks if family(network) in addresses}
 
 
 def wanted_routes(nodes: dict[str, dict[str, Any]], own_name: str) -> dict[str, str]:
     """Return {pod network: address to send to} for all nodes but this one."""
-    routes = {name: node_route(node) for name, node in nodes.items() if name != own_name}
-    return {route[0]: route[1] for route in routes.values() if route}
+    return {
+        network: address
+        for name, node in nodes.items()
+        if name != own_name
+        for network, address in node_routes(node).items()
+    }
 
 
 def present_routes(listing: str) -> dict[str, str]:
@@ -49,9 +64,12 @@ def present_routes(listing: str) -> dict[str, str]:
 
 def route_commands(present: dict[str, str], wanted: dict[str, str]) -> list[list[str]]:
     """Return the ip commands that lead from the present routes to the wanted ones; none when they are equal."""
-    stale = [["ip", "route", "del", network, "proto", ROUTE_PROTOCOL] for network in sorted(set(present) - set(wanted))]
+    stale = [
+        ["ip", family(network), "route", "del", network, "proto", ROUTE_PROTOCOL]
+        for network in sorted(set(present) - set(wanted))
+    ]
     missing = [
-        ["ip", "route", "replace", network, "via", address, "proto", ROUTE_PROTOCOL]
+        ["ip", family(network), "route", "replace", network, "via", address, "proto", ROUTE_PROTOCOL]
         for network, address in sorted(wanted.items())
         if present.get(network) != address
     ]
@@ -61,11 +79,12 @@ def route_commands(present: dict[str, str], wanted: dict[str, str]) -> list[list
 class Host:
     """This host's routes and CNI configuration."""
 
-    def __init__(self, node: str, address: str, bridge: str, chosen_mtu: int) -> None:
+    def __init__(self, node: str, address: str, bridge: str, chosen_mtu: int, families: int) -> None:
         self.node = node
         self.address = address
         self.bridge = bridge
         self.chosen_mtu = chosen_mtu
+        self.families = families
 
     def mtu(self) -> int:
         """Return the longest packet of pods in bytes: the chosen one, else what the link with our address carries."""
@@ -79,14 +98,16 @@ class Host:
 
     def reconcile(self, nodes: dict[str, dict[str, Any]]) -> bool:
         """Make routes and configuration equal to the list of nodes. Return whether this host's pods can start."""
-        listing = run(["ip", "-j", "route", "show", "proto", ROUTE_PROTOCOL])
-        for command in route_commands(present_routes(listing), wanted_routes(nodes, self.node)):
+        present: dict[str, str] = {}
+        for option in FAMILIES[: self.families]:
+            present.update(present_routes(run(["ip", option, "-j", "route", "show", "proto", ROUTE_PROTOCOL])))
+        for command in route_commands(present, wanted_routes(nodes, self.node)):
             run(command)
             print(" ".join(command), flush=True)
-        own = node_route(nodes.get(self.node, {}))
-        if own is None:
+        own = list(node_routes(nodes.get(self.node, {})))
+        if len(own) < self.families:
             return False
-        configure(own[0], self.bridge, self.mtu())
+        configure(own, self.bridge, self.mtu())
         return True
 
 
@@ -129,9 +150,10 @@ def main() -> None:
         ("key", "file of the client certificate's key"),
     ):
         parser.add_argument(f"--{name}", required=True, help=help_text)
+    parser.add_argument("--families", type=int, default=1, help="1 for pods with IPv4 alone, 2 for IPv6 as well")
     options = parser.parse_args()
     api = Api([options.server], options.ca, options.certificate, options.key)
-    host = Host(options.node, options.address, options.bridge, int(options.mtu))
+    host = Host(options.node, options.address, options.bridge, int(options.mtu), options.families)
     while True:
         try:
             follow(api, host)

@@ -15,10 +15,32 @@ SUBNET_FILE = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLAN
 
 
 def test_pods_get_addresses_of_their_own_node() -> None:
-    bridge, portmap = json.loads(cni_configuration.cni_configuration("10.244.1.0/24", "cni0", 1450))["plugins"]
+    bridge, portmap = json.loads(cni_configuration.cni_configuration(["10.244.1.0/24"], "cni0", 1450))["plugins"]
     assert (bridge["bridge"], bridge["mtu"]) == ("cni0", 1450)
     assert bridge["ipam"]["ranges"] == [[{"subnet": "10.244.1.0/24"}]]
     assert portmap["capabilities"] == {"portMappings": True}
+
+
+def test_pods_get_an_address_and_a_way_out_for_each_network() -> None:
+    text = cni_configuration.cni_configuration(["10.244.1.0/24", "fd00:10:244:1::/64"], "cni0", 1450)
+    ipam = json.loads(text)["plugins"][0]["ipam"]
+    assert ipam["ranges"] == [[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:10:244:1::/64"}]]
+    assert ipam["routes"] == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+
+
+def test_flannel_says_both_networks_and_not_what_ipv6_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "subnet.env", tmp_path / "10-plainkube.conflist"
+    of_ipv6 = "FLANNEL_IPV6_NETWORK=fd00:10:244::/48\nFLANNEL_IPV6_SUBNET=fd00:10:244:1::1/64\n"
+    source.write_text(SUBNET_FILE + of_ipv6)
+    monkeypatch.setattr(cni_configuration, "CONFIGURATION", str(target))
+    monkeypatch.setattr(sys, "argv", ["x", f"--subnet-file={source}", "--bridge=cni0", "--mtu=0", "--overhead=20"])
+    cni_configuration.main()
+    bridge = json.loads(target.read_text())["plugins"][0]
+    assert bridge["mtu"] == 1430
+    assert bridge["ipam"]["ranges"][1] == [{"subnet": "fd00:10:244:1::/64"}]
+    assert "for 10.244.1.0/24 and fd00:10:244:1::/64, packets of at most 1430 bytes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [("0", 1450), ("1400", 1400)])

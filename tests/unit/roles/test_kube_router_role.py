@@ -41,7 +41,8 @@ def unit(**inputs: Any) -> str:
         "kube_router_mtu": 0,
         "kube_router_memory_limit": "512M",
         "kube_router_cpu_limit": "100%",
-        "plainkube_service_cidr": "10.96.0.0/16",
+        "cluster_dual_stack": False,
+        "cluster_service_cidrs": ["10.96.0.0/16"],
         "inventory_hostname": "node1",
         "cluster_versions": {"kube-router": "2.10.0"},
         **inputs,
@@ -54,6 +55,13 @@ def arguments(text: str) -> dict[str, str]:
     command = text[text.index("ExecStart=") :].split("\n\n")[0].split("\nRestart")[0]
     words = [word for word in command.replace("\\\n", " ").split() if word.startswith("--")]
     return dict(word[2:].split("=", 1) for word in words)
+
+
+def test_policies_hold_for_ipv6_where_pods_have_it() -> None:
+    assert "enable-ipv6" not in arguments(unit())
+    found = arguments(unit(cluster_dual_stack=True, cluster_service_cidrs=["10.96.0.0/16", "fd00:10:96::/112"]))
+    assert found["enable-ipv6"] == "true"
+    assert found["service-cluster-ip-range"] == "10.96.0.0/16,fd00:10:96::/112"
 
 
 def test_a_firewall_alone_is_no_network() -> None:

@@ -36,17 +36,34 @@ def test_routes_lead_to_all_other_nodes_that_are_ready_for_it() -> None:
     assert node_routes.wanted_routes(NODES, "a") == {"10.244.1.0/24": "192.0.2.2"}
 
 
+def test_routes_of_both_families_lead_to_addresses_of_their_own() -> None:
+    both = node("b", "10.244.1.0/24", "192.0.2.2")
+    both["spec"]["podCIDRs"] = ["10.244.1.0/24", "fd00:10:244:1::/64"]
+    only_ipv4 = node_routes.wanted_routes({"b": both}, "a")
+    assert only_ipv4 == {"10.244.1.0/24": "192.0.2.2"}
+    both["status"]["addresses"].append({"type": "InternalIP", "address": "2001:db8::2"})
+    wanted = node_routes.wanted_routes({"b": both}, "a")
+    assert wanted == {**only_ipv4, "fd00:10:244:1::/64": "2001:db8::2"}
+    assert [
+        " ".join(command) for command in node_routes.route_commands({"fd00:10:244:9::/64": "2001:db8::9"}, wanted)
+    ] == [
+        "ip -6 route del fd00:10:244:9::/64 proto 76",
+        "ip -4 route replace 10.244.1.0/24 via 192.0.2.2 proto 76",
+        "ip -6 route replace fd00:10:244:1::/64 via 2001:db8::2 proto 76",
+    ]
+
+
 @pytest.mark.parametrize(
     ("present", "wanted", "commands"),
     [
         ({}, {}, []),
         ({"10.244.1.0/24": "192.0.2.2"}, {"10.244.1.0/24": "192.0.2.2"}, []),
-        ({}, {"10.244.1.0/24": "192.0.2.2"}, ["ip route replace 10.244.1.0/24 via 192.0.2.2 proto 76"]),
-        ({"10.244.1.0/24": "192.0.2.2"}, {}, ["ip route del 10.244.1.0/24 proto 76"]),
+        ({}, {"10.244.1.0/24": "192.0.2.2"}, ["ip -4 route replace 10.244.1.0/24 via 192.0.2.2 proto 76"]),
+        ({"10.244.1.0/24": "192.0.2.2"}, {}, ["ip -4 route del 10.244.1.0/24 proto 76"]),
         (
             {"10.244.1.0/24": "192.0.2.2"},
             {"10.244.1.0/24": "192.0.2.9"},
-            ["ip route replace 10.244.1.0/24 via 192.0.2.9 proto 76"],
+            ["ip -4 route replace 10.244.1.0/24 via 192.0.2.9 proto 76"],
         ),
     ],
 )

@@ -447,10 +447,82 @@ def test_zones_that_do_not_help_are_worth_a_warning(zones: dict[str, str], words
     assert all(word in warning for word, warning in zip(words, warnings))
 
 
+DUAL_STACK = {"plainkube_pod_cidr_ipv6": "fd00:10:244::/48", "plainkube_service_cidr_ipv6": "fd00:10:96::/112"}
+IPV6_HOSTS = {name: {"plainkube_address_ipv6": f"2001:db8::{number}"} for number, name in enumerate("abcde", start=1)}
+
+
+def test_both_families_of_addresses_are_no_fault() -> None:
+    assert faults_of(DUAL_STACK, hosts=IPV6_HOSTS) == []
+
+
+@pytest.mark.parametrize(
+    ("shared", "variable", "words"),
+    [
+        ({"plainkube_pod_cidr_ipv6": "10.64.0.0/16"}, "plainkube_pod_cidr_ipv6", "such as fd00:10:244::/48"),
+        ({"plainkube_pod_cidr_ipv6": "fd00:10:244:1::/48"}, "plainkube_pod_cidr_ipv6", "Write fd00:10:244::/48"),
+        ({"plainkube_pod_cidr_ipv6": "fe80::/48"}, "plainkube_pod_cidr_ipv6", "fe80::/10"),
+        ({"plainkube_pod_cidr_ipv6": "::ffff:10:0:0/96"}, "plainkube_pod_cidr_ipv6", "::/8"),
+        ({"plainkube_pod_cidr_ipv6": "fd00:10:244::/64"}, "plainkube_pod_cidr_ipv6", "/64 fits 1 times"),
+        ({"plainkube_pod_cidr_ipv6": "fd00:10:244::/80"}, "plainkube_pod_cidr_ipv6", "fits 0 times"),
+        ({"plainkube_pod_cidr_ipv6": "fd00:20::/40"}, "plainkube_node_cidr_size_ipv6", "at most 56 with"),
+        ({"plainkube_pod_cidr_ipv6": "2001:db8::/48"}, "plainkube_pod_cidr_ipv6", "plainkube_address_ipv6 2001:db8::1"),
+        ({"plainkube_node_cidr_size_ipv6": 65}, "plainkube_node_cidr_size_ipv6", "at most 64 with"),
+        ({"plainkube_service_cidr_ipv6": "fd00:10:96::/107"}, "plainkube_service_cidr_ipv6", "from /108 to /120"),
+        ({"plainkube_service_cidr_ipv6": "fd00:10:96::/121"}, "plainkube_service_cidr_ipv6", "from /108 to /120"),
+        (
+            {"plainkube_service_cidr_ipv6": "fd00:10:244::/112"},
+            "plainkube_service_cidr_ipv6",
+            "overlaps plainkube_pod_",
+        ),
+        ({"plainkube_service_cidr_ipv6": ""}, "plainkube_service_cidr_ipv6", "plainkube_pod_cidr_ipv6 set"),
+        ({"plainkube_pod_cidr_ipv6": ""}, "plainkube_pod_cidr_ipv6", "plainkube_service_cidr_ipv6 set"),
+    ],
+)
+def test_wrong_networks_of_ipv6_are_named(shared: dict[str, Any], variable: str, words: str) -> None:
+    faults = faults_of({**DUAL_STACK, **shared}, hosts=IPV6_HOSTS)
+    assert [fault.variable for fault in faults] == [variable] * len(faults)
+    assert words in str(faults[0])
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("", "a: plainkube_address_ipv6: found nothing, and plainkube_pod_cidr_ipv6 set"),
+        ("192.0.2.1", 'a: plainkube_address_ipv6: found "192.0.2.1"; wanted an IPv6 address'),
+        ("fe80::1", "a: plainkube_address_ipv6: found fe80::1; wanted an address that other hosts can reach"),
+        ("2001:db8::2", "a, b: plainkube_address_ipv6: found 2001:db8::2 on 2 hosts"),
+    ],
+)
+def test_every_node_has_an_ipv6_address_of_its_own(address: str, words: str) -> None:
+    (fault,) = faults_of(DUAL_STACK, hosts={**IPV6_HOSTS, "a": {"plainkube_address_ipv6": address}})
+    assert str(fault).startswith(words)
+
+
+def test_all_that_is_wrong_with_ipv6_is_said_at_once() -> None:
+    hosts = {**IPV6_HOSTS, "b": {"plainkube_address_ipv6": "x"}, "c": {"plainkube_address_ipv6": ""}}
+    faults = faults_of({"plainkube_pod_cidr_ipv6": "fd00::/200"}, hosts=hosts)
+    assert {(fault.host, fault.variable) for fault in faults} == {
+        ("inventory", "plainkube_pod_cidr_ipv6"),
+        ("inventory", "plainkube_service_cidr_ipv6"),
+        ("b", "plainkube_address_ipv6"),
+        ("c", "plainkube_address_ipv6"),
+    }
+
+
+def test_addresses_of_ipv6_alone_are_asked_for_their_networks() -> None:
+    faults = faults_of(hosts=IPV6_HOSTS)
+    assert [fault.variable for fault in faults] == ["plainkube_pod_cidr_ipv6", "plainkube_service_cidr_ipv6"]
+    assert "nothing, and plainkube_address_ipv6 set" in str(faults[0])
+
+
 def test_topology_lists_hosts_by_what_they_are_for() -> None:
     hostvars = {
         "b": {"ansible_host": "192.0.2.2", "plainkube_zone": "z"},
-        "a": {"ansible_host": "203.0.113.1", "plainkube_address": "192.0.2.1"},
+        "a": {
+            "ansible_host": "203.0.113.1",
+            "plainkube_address": "192.0.2.1",
+            "plainkube_address_ipv6": "2001:db8::1",
+        },
         "192.0.2.9": {},
         "bastion": {},
     }
@@ -458,8 +530,8 @@ def test_topology_lists_hosts_by_what_they_are_for() -> None:
         hostvars, {"members": ["b", "a"], "cp": ["a"], "workers": ["192.0.2.9", "a"]}, "members", "cp", "workers"
     )
     assert found["etcd"] == [
-        {"name": "a", "address": "192.0.2.1", "zone": ""},
-        {"name": "b", "address": "192.0.2.2", "zone": "z"},
+        {"name": "a", "address": "192.0.2.1", "address_ipv6": "2001:db8::1", "zone": ""},
+        {"name": "b", "address": "192.0.2.2", "address_ipv6": "", "zone": "z"},
     ]
     assert [host["name"] for host in found["nodes"]] == ["192.0.2.9", "a"]
     assert [host["address"] for host in found["all"]] == ["192.0.2.9", "192.0.2.1", "192.0.2.2"]

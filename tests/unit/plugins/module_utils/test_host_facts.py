@@ -118,6 +118,7 @@ def test_the_stub_of_systemd_resolved_is_not_for_pods(text: str, resolved: str, 
 
 
 ROUTES, FLANNEL = {"node-routes.service": "--node=a"}, {"flanneld.service": "--kube-subnet-mgr"}
+ONE_FAMILY = {"pod_cidr": "10.244.0.0/16", "pod_cidr_ipv6": "none"}
 PROXY = "mode: nftables\nclusterCIDR: 10.244.0.0/16\n"
 VXLAN = '{"Comment": "x", "Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": false}}'
 
@@ -134,12 +135,20 @@ VXLAN = '{"Comment": "x", "Network": "10.244.0.0/16", "Backend": {"Type": "vxlan
         ({"units": {"kube-router.service": "--run-router=true"}}, {"kind": "kube_router"}),
         # The same program enforces policies with every network.
         ({"units": {**FLANNEL, "kube-router.service": "--run-router=false"}, "flannel": ""}, {"kind": "flannel"}),
-        ({"proxy": PROXY}, {"pod_cidr": "10.244.0.0/16"}),
-        ({"proxy": PROXY, "foreign": ["05-x.conflist"]}, {"kind": "none", "pod_cidr": "10.244.0.0/16"}),
-        ({"proxy": PROXY, "foreign": ["87-podman.conflist"]}, {"pod_cidr": "10.244.0.0/16"}),
+        ({"proxy": PROXY}, ONE_FAMILY),
+        ({"proxy": PROXY, "foreign": ["05-x.conflist"]}, {"kind": "none", **ONE_FAMILY}),
+        ({"proxy": PROXY, "foreign": ["87-podman.conflist"]}, ONE_FAMILY),
+        (
+            {"proxy": "clusterCIDR: 10.244.0.0/16,fd00:10:244::/48\n"},
+            {"pod_cidr": "10.244.0.0/16", "pod_cidr_ipv6": "fd00:10:244::/48"},
+        ),
         # Of another cluster, which another check refuses.
         ({"foreign": ["05-x.conflist"]}, {}),
         ({"controller_manager": "  --node-cidr-mask-size=25 \\\n"}, {"node_cidr_size": "25"}),
+        (
+            {"controller_manager": "  --node-cidr-mask-size-ipv4=25 \\\n  --node-cidr-mask-size-ipv6=64 \\\n"},
+            {"node_cidr_size": "25", "node_cidr_size_ipv6": "64"},
+        ),
     ],
 )
 def test_the_network_that_a_host_has(given: dict[str, Any], expected: dict[str, str]) -> None:

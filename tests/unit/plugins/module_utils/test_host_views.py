@@ -189,6 +189,13 @@ def test_plain_routes_of_flannel_are_its_own() -> None:
     assert found["what_for"] == "pods of node2, by flanneld"
 
 
+def test_routes_of_ipv6_lead_to_nodes_by_their_ipv6_addresses() -> None:
+    route = {"dst": "fd00:10:244:1::/64", "gateway": "2001:db8::12", "dev": "eth0", "protocol": "76"}
+    nodes = [{"name": "node2", "address": "192.0.2.12", "address_ipv6": "2001:db8::12"}]
+    (found,) = host_views.routes(Facts(routes=[route]), {**CLUSTER, "topology": {"nodes": nodes}})
+    assert found["what_for"] == "pods of node2, by node-routes"
+
+
 def test_rules_of_kube_router_for_its_bridge_are_its_own() -> None:
     chains = [Chain("FORWARD", ["KUBE-ROUTER-FORWARD", "@kube-bridge"]), Chain("KUBE-ROUTER-FORWARD", [""])]
     assert explained(tables=[FilterTable("ip", "filter", chains)])["unknown"] == []

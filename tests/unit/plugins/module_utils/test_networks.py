@@ -21,7 +21,7 @@ BACKENDS = OPTIONS["plainkube_network_backend"]["choices"]
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_choice_of_the_contract_is_known(kind: str, backend: str) -> None:
     traits = networks.network_traits(kind, backend)
-    assert set(traits) == {"overhead", "kernel_modules", "units", "checks"}
+    assert set(traits) == {"overhead", "overhead_unknown_to_it", "kernel_modules", "units", "checks"}
     assert bool(traits["units"]) is bool(traits["checks"]) is (kind != "none")
 
 
@@ -41,6 +41,22 @@ def test_a_network_costs_what_its_headers_are_long(
 ) -> None:
     traits = networks.network_traits(kind, backend)
     assert (traits["overhead"], traits["kernel_modules"], traits["units"]) == (overhead, modules, units)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "overhead", "unknown"),
+    [
+        ("bridge", "vxlan", 0, 0),
+        ("flannel", "host-gw", 0, 0),
+        ("flannel", "vxlan", 70, 20),
+        ("flannel", "wireguard", 80, 0),
+        ("kube_router", "vxlan", 0, 0),
+    ],
+)
+def test_ipv6_inside_ipv6_costs_more(kind: str, backend: str, overhead: int, unknown: int) -> None:
+    traits = networks.network_traits(kind, backend, True)
+    assert (traits["overhead"], traits["overhead_unknown_to_it"]) == (overhead, unknown)
+    assert networks.network_traits(kind, backend)["overhead_unknown_to_it"] == 0
 
 
 @pytest.mark.parametrize(("kind", "backend"), [("weave", "vxlan"), ("flannel", "udp")])

@@ -54,6 +54,10 @@ def test_a_network_opens_its_own_ports_between_nodes(network: str, backend: str,
     assert open_ports("b", network=network, backend=backend) == EVERY | {"tcp 2379", "tcp 2380"}
 
 
+def test_pods_pass_with_the_addresses_of_both_families() -> None:
+    assert open_ports("c", pod_cidrs=["10.244.0.0/16", "fd00::/48"]) == NODE | {"any 10.244.0.0/16", "any fd00::/48"}
+
+
 def test_instances_of_the_ingress_open_their_ports_on_their_hosts_alone() -> None:
     instance = {"name": "shop", "http_port": 8080, "https_port": 8443, "ping_port": 8082, "host_names": ["c"]}
     choices = {"ingress_instances": [instance]}

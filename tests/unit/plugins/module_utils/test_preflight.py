@@ -16,6 +16,7 @@ ASKED: dict[str, Any] = {
     "control_plane": True,
     "worker": True,
     "address": "192.0.2.11",
+    "address_ipv6": "",
     "ports": [
         {"port": 6443, "address": "192.0.2.11", "process": "kube-apiserver"},
         {"port": 6443, "address": "127.0.0.1", "process": "haproxy"},
@@ -26,7 +27,9 @@ ASKED: dict[str, Any] = {
         "kind": "flannel",
         "backend": "vxlan",
         "pod_cidr": "10.244.0.0/16",
+        "pod_cidr_ipv6": "",
         "node_cidr_size": 24,
+        "node_cidr_size_ipv6": 0,
         "overhead": 50,
         "mtu": 0,
     },
@@ -84,7 +87,13 @@ SOUND: dict[str, Any] = {
     "etcd_data": {"path": "/var/lib/etcd", "database": True, "version_2": False, "proxy": False, "own_unit": True},
     "remnants": [],
     "foreign_networks": [],
-    "network": {"kind": "flannel", "backend": "vxlan", "pod_cidr": "10.244.0.0/16", "node_cidr_size": "24"},
+    "network": {
+        "kind": "flannel",
+        "backend": "vxlan",
+        "pod_cidr": "10.244.0.0/16",
+        "pod_cidr_ipv6": "none",
+        "node_cidr_size": "24",
+    },
     "link": {"name": "eth0", "mtu": 1500},
     "fsync_p99_milliseconds": 3.0,
 }
@@ -215,6 +224,10 @@ def test_what_is_allowed_or_harmless_is_silent(changes: dict[str, Any], asked: d
         ({"pod_cidr": "10.64.0.0/16"}, ["pods' addresses from 10.244.0.0/16", "wanted 10.64.0.0/16 (plainkube_pod_"]),
         ({"node_cidr_size": 25}, ["/24 for each node's pods", "wanted 25 (plainkube_node_cidr_size)"]),
         (
+            {"pod_cidr_ipv6": "fd00::/48", "node_cidr_size_ipv6": 64},
+            ["found pods without IPv6 addresses in the", "wanted fd00::/48 (plainkube_pod_cidr_ipv6)"],
+        ),
+        (
             {"mtu": 1500},
             ["plainkube_pod_mtu 1500, 1550 with what the network adds, on link eth0, which carries 1500", "most 1450"],
         ),
@@ -228,6 +241,27 @@ def test_what_is_wrong_with_the_network_of_all_hosts_is_said_once(asked: dict[st
     assert fault.host == "a, b"
     for word in words:
         assert word in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, ["found pods' IPv6 addresses from fd00::/48 in the", "wanted none (plainkube_pod_cidr_ipv6)"]),
+        ({"pod_cidr_ipv6": "fd01::/48", "node_cidr_size_ipv6": 64}, ["wanted fd01::/48 (plainkube_pod_cidr_ipv6)"]),
+        ({"pod_cidr_ipv6": "fd00::/48", "node_cidr_size_ipv6": 60}, ["wanted 60 (plainkube_node_cidr_size_ipv6)"]),
+    ],
+)
+def test_the_second_family_of_a_running_cluster_stays_as_it_is(asked: dict[str, Any], words: list[str]) -> None:
+    present = {"pod_cidr": "10.244.0.0/16", "pod_cidr_ipv6": "fd00::/48", "node_cidr_size_ipv6": "64"}
+    (fault,) = report_of({"network": present}, network={**ASKED["network"], **asked}).faults
+    for word in words:
+        assert word in str(fault)
+
+
+def test_the_ipv6_address_is_one_of_the_host_too() -> None:
+    assert report_of({"addresses": ["192.0.2.11", "2001:db8::11"]}, address_ipv6="2001:db8::11").faults == []
+    (fault,) = report_of({"addresses": ["192.0.2.11", "2001:db8::9"]}, address_ipv6="2001:db8::11").faults
+    assert "192.0.2.11, 2001:db8::9; wanted 2001:db8::11 among them, which is plainkube_address_ipv6" in str(fault)
 
 
 @pytest.mark.parametrize(

@@ -197,9 +197,12 @@ def test_only_components_that_are_ours_are_removed(component: str, goes: set[str
     assert {step.target for step in make_plan(facts)} - set(own.header_files) == goes
 
 
-def test_the_pod_network_is_read_from_flannels_configuration() -> None:
-    assert reset.pod_network('{\n  "Comment": "x",\n  "Network": "10.244.0.0/16",\n') == "10.244.0.0/16"
-    assert reset.pod_network("") == ""
+def test_the_pod_networks_are_read_from_flannels_configuration() -> None:
+    text = '{\n  "Comment": "x",\n  "Network": "10.244.0.0/16",\n'
+    assert reset.pod_networks(text) == ["10.244.0.0/16"]
+    text += '  "EnableIPv6": true,\n  "IPv6Network": "fd00:10:244::/48",\n'
+    assert reset.pod_networks(text) == ["10.244.0.0/16", "fd00:10:244::/48"]
+    assert reset.pod_networks("") == []
 
 
 def test_routes_that_outlast_their_interface_are_named() -> None:
@@ -208,8 +211,13 @@ def test_routes_that_outlast_their_interface_are_named() -> None:
         "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink \n"
         "10.244.0.0/16 dev flannel-wg scope link \n"
         "10.244.3.0/24 dev cni0 scope link \n"
+        "fd00:10:244:1::/64 via 2001:db8::12 dev eth0 metric 1024 pref medium\n"
+        "fd00:10:244:2::/64 via fd00:10:244:2:: dev flannel-v6.1 metric 1024 onlink pref medium\n"
     )
-    assert reset.lasting_routes(text) == ["10.244.1.0/24 via 192.0.2.12 dev eth0"]
+    assert reset.lasting_routes(text) == [
+        "10.244.1.0/24 via 192.0.2.12 dev eth0",
+        "fd00:10:244:1::/64 via 2001:db8::12 dev eth0 metric 1024 pref medium",
+    ]
 
 
 def test_a_link_to_our_store_is_evidence_too() -> None:
