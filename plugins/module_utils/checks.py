@@ -160,7 +160,7 @@ def attempt_dial(definition: Definition) -> Result:
     contains = str(definition.get("contains") or "")
     wanted = f" with '{contains}'" if contains else ""
     expected = f"the pod at {definition['via']} reaches {definition['target']} and is answered{wanted}"
-    query = urlencode({"host": host, "port": port, "request": "hostname", "protocol": "http", "tries": 1})
+    query = urlencode({"host": host.strip("[]"), "port": port, "request": "hostname", "protocol": "http", "tries": 1})
     try:
         status, body = get(f"http://{definition['via']}/dial?{query}", definition)
     except (OSError, ValueError) as error:
@@ -550,7 +550,7 @@ KINDS: dict[str, Kind] = {
     "dial": Kind(attempt_dial, frozenset({"via", "target"}), frozenset({"contains"})),
     "not_applicable": Kind(attempt_not_applicable, frozenset({"why"})),
     "unfragmented": Kind(attempt_unfragmented, frozenset({"source", "host", "port"}), frozenset({"bytes"})),
-    "proxy_rules": Kind(attempt_proxy_rules, frozenset()),
+    "proxy_rules": Kind(attempt_proxy_rules, frozenset(), frozenset({"family"})),
     "http_all": Kind(attempt_http_all, frozenset({"requests"}), frozenset({"own_address"})),
     "unit": Kind(attempt_unit, frozenset({"name"})),
     "tcp": Kind(attempt_tcp, frozenset({"host", "port"})),

@@ -18,11 +18,12 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.check_results im
 
 # --- Longest packets --------------------------------------------------------------------------------------------------
 
-# From linux/in.h, linux/sched.h, linux/sockios.h: the socket module does not name them.
+# From linux/in.h, linux/in6.h, linux/sched.h, linux/sockios.h: the socket module does not name them.
 IP_MTU_DISCOVER, IP_PMTUDISC_PROBE = 10, 3
+IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE = 23, 3
 CLONE_NEWNET = 0x40000000
 SIOCGIFMTU = 0x8921
-IPV4_UDP_HEADERS = 28
+IPV4_UDP_HEADERS, IPV6_UDP_HEADERS = 28, 48
 # What Kubernetes calls a pod's own link, in every pod.
 POD_LINK = b"eth0"
 NETWORK_NAMESPACES = "/run/netns"
@@ -48,7 +49,8 @@ def inside_network_of(address: str) -> Iterator[None]:
             with open(path, "rb") as namespace:
                 enter(namespace.fileno())
             opened.callback(enter, own.fileno())
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
                 # Only whose address it is can take it.
                 probe.bind((address, 0))
                 break
@@ -72,12 +74,19 @@ def echoed(host: str, port: int, size: int, timeout: float) -> str:
     """Send a packet of this size that nobody may fragment, and return why no echo came, empty when one did."""
     import socket
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+    is_ipv6 = ":" in host
+    headers = IPV6_UDP_HEADERS if is_ipv6 else IPV4_UDP_HEADERS
+    with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as channel:
         channel.settimeout(timeout)
-        channel.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        if is_ipv6:
+            channel.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE)
+            # In IPv6 it is the sender itself that would cut a packet up.
+            channel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DONTFRAG, 1)
+        else:
+            channel.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
         try:
             channel.connect((host, port))
-            channel.send(ECHO + b"x" * (size - IPV4_UDP_HEADERS - len(ECHO)))
+            channel.send(ECHO + b"x" * (size - headers - len(ECHO)))
             channel.recv(65536)
         except OSError as error:
             return reason_of(error)
@@ -109,13 +118,14 @@ FIXED_RULES_AT_MOST = 60
 
 
 def attempt_proxy_rules(definition: Definition) -> Result:
-    """kube-proxy's table has no more rules than the Services explain."""
+    """kube-proxy's table (of the family ip, or ip6) has no more rules than the Services explain."""
     from ansible_collections.plainkube.cluster.plugins.module_utils.host_reading import ReadError, run_json
     from ansible_collections.plainkube.cluster.plugins.module_utils.proxy_rules import Table, count
 
-    expected = "each rule in table ip kube-proxy is explained by a Service"
+    family = str(definition.get("family") or "ip")
+    expected = f"each rule in table {family} kube-proxy is explained by a Service"
     try:
-        table = Table(run_json(["nft", "-j", "-t", "list", "table", "ip", "kube-proxy"]) or {})
+        table = Table(run_json(["nft", "-j", "-t", "list", "table", family, "kube-proxy"]) or {})
     except ReadError as error:
         return Result(True, f"kube-proxy keeps no table of nftables here ({error})", expected, applicable=False)
     counts = count(table)

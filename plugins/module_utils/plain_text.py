@@ -25,6 +25,11 @@ def paragraph(text: str, indent: int = INDENT, first: str = "") -> list[str]:
     )
 
 
+def at(address: str, port: int) -> str:
+    """Return address and port as one word."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def columns(rows: Iterable[Sequence[str]], indent: int = INDENT) -> list[str]:
     """Return rows in columns as wide as their widest cell. The last column is broken to fit the terminal."""
     cells = [[str(cell) for cell in row] for row in rows]

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.plainkube.cluster.plugins.module_utils.plain_text import at
 from ansible_collections.plainkube.cluster.plugins.module_utils.workload import PORT
 
 ROLE = "plainkube/policy-matrix"
@@ -118,11 +119,11 @@ def policies(namespace: str) -> list[dict[str, Any]]:
     ]
 
 
-def ways(nodes: Sequence[str], addresses: Mapping[str, str], service_name: str, outside: str) -> list[Way]:
+def ways(nodes: Sequence[str], addresses: Mapping[str, Sequence[str]], service_name: str, outside: str) -> list[Way]:
     """Return the ways to try while the policies are in force.
 
-    addresses: {name of a pod: its address}; service_name: full DNS name of the Service; outside: host:port that answers
-    everybody, but that no policy lets the pods go to.
+    addresses: {name of a pod: its addresses, one of each family}; service_name: full DNS name of the Service; outside:
+    host:port that answers everybody, but that no policy lets the pods go to.
     """
     cast = actors(nodes)
     found = []
@@ -134,8 +135,10 @@ def ways(nodes: Sequence[str], addresses: Mapping[str, str], service_name: str, 
             where = "the same node" if node == its_node else "another node"
             allowed = role == "friend"
             rule = "policy-friends-in lets them in" if allowed else "policy-default-deny denies it, no policy allows it"
-            words = f"from the {role} on {node} to the server on {its_node} ({where}): {rule}"
-            found.append(Way(source, f"{addresses[name]}:{PORT}", allowed, words))
+            for address in addresses[name]:
+                over = " over IPv6" if ":" in address else ""
+                words = f"from the {role} on {node} to the server on {its_node}{over} ({where}): {rule}"
+                found.append(Way(source, at(address, PORT), allowed, words))
     node = cast["policy-friend"][1]
     found += [
         Way(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.plainkube.cluster.plugins.module_utils.plain_text import (
+    at,
     columns,
     duration,
     number_of,
@@ -77,11 +78,6 @@ class Entry:
     def title(self) -> str:
         """The entry as people name it."""
         return f"{self.kind} {at(self.address, self.port)} {self.protocol}"
-
-
-def at(address: str, port: int) -> str:
-    """Return address and port as one word."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def family(address: str) -> str:
@@ -205,11 +201,16 @@ def _routes_against_api(view: View, host: Host, facts: Facts) -> Iterable[str]:
             yield f"{where} is the default route: nothing on {host.name} leads to the pods of {node}; ip route"
         elif node == host.name and gateway:
             yield f"{where} leads away to {gateway}, but the pod is on this host; ip route"
-        elif node != host.name and gateway and not _inside(gateway, route.get("dst", "")):
+        elif node != host.name and _is_by_node(gateway, route):
             # Where a router is between the hosts, it is the way to the pods too.
             direct = facts.routes.get(host.nodes.get(node, ""), {}).get("gateway") or host.nodes.get(node)
             if direct and gateway not in (direct, host.nodes.get(node)):
                 yield f"{where} leads to {gateway}, which is {addresses.get(gateway, 'no node')}; ip route"
+
+
+def _is_by_node(gateway: str, route: Mapping[str, str]) -> bool:
+    """Return whether a gateway must be a node's address, which are known here for IPv4 alone."""
+    return bool(gateway) and family(gateway) == "ip" and not _inside(gateway, route.get("dst", ""))
 
 
 def _inside(address: str, network: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from ansible_collections.plainkube.cluster.plugins.module_utils.plain_text import number_of
+from ansible_collections.plainkube.cluster.plugins.module_utils.plain_text import at, number_of
 
 NAME = "probe"
 NEIGHBOUR = "probe-neighbour"
@@ -77,7 +77,13 @@ def objects(namespace: str, image: str, host_port: int = 0, classes: Sequence[st
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": NAME, "namespace": namespace, "labels": labels},
-            "spec": {"type": "NodePort", "selector": labels, "ports": [{"port": SERVICE_PORT, "targetPort": PORT}]},
+            "spec": {
+                "type": "NodePort",
+                # One address for each family that the cluster has.
+                "ipFamilyPolicy": "PreferDualStack",
+                "selector": labels,
+                "ports": [{"port": SERVICE_PORT, "targetPort": PORT}],
+            },
         },
         *(_ingress(namespace, name, labels) for name in classes),
         _daemonset(namespace, labels, pod_spec(image)),
@@ -143,8 +149,16 @@ def still_proven(note: dict[str, str] | None, digest: str, maximum_age_hours: in
     return timedelta(0) <= now - proven_at < timedelta(hours=maximum_age_hours)
 
 
-def missing_pods(nodes: list[str], pods: list[dict[str, Any]]) -> list[str]:
-    """Return one line for each pod that is not ready, of two on each node: the node, and how far its pod got."""
+def ipv6_of(addresses: Sequence[str]) -> str:
+    """Return the first IPv6 address of some, empty if there is none."""
+    return next((address for address in addresses if ":" in address), "")
+
+
+def missing_pods(nodes: list[str], pods: list[dict[str, Any]], dual_stack: bool = False) -> list[str]:
+    """Return one line for each pod that is not ready, of two on each node: the node, and how far its pod got.
+
+    With dual_stack a pod needs an IPv6 address too.
+    """
     by_place = {(pod["node"], pod["kind"]): pod for pod in pods}
     lines = []
     for node in sorted(nodes):
@@ -154,6 +168,8 @@ def missing_pods(nodes: list[str], pods: list[dict[str, Any]]) -> list[str]:
                 lines.append(f"{node}: no pod {kind} yet")
             elif not pod["ready"]:
                 lines.append(f"{node}: pod {pod['name']} is {pod['state']}")
+            elif dual_stack and not pod["ipv6"]:
+                lines.append(f"{node}: pod {pod['name']} has no IPv6 address")
     return lines
 
 
@@ -170,47 +186,97 @@ ONE_NODE = "there is only one node"
 def workload_checks(running: Mapping[str, Any], view: Mapping[str, Any]) -> dict[str, Any]:
     """Return definitions of checks for the health module, to be done on one host.
 
-    running: what verify_workload returned: pods (name, node, ip, kind), service_ip, node_port. view: node (this
-    host's), nodes (name, address), service_name, dns_ip, namespace, host_port, outside (host:port each), ingress
-    (instances with class, namespaces, hosts, http_port).
+    running: what verify_workload returned: pods (name, node, ip, ipv6, kind), service_ip, service_ipv6, node_port.
+    view: node (this host's), nodes (name, address, address_ipv6), service_name, dns_ip, namespace, host_port, outside
+    (host:port each), ingress (instances with class, namespaces, hosts, http_port), dual_stack.
     """
+    checks = _checks_of_family(running, view)
+    checks["service-name"] = _name_check(running["service_ip"], "A", view)
+    checks["proxy-rules"] = {"type": "proxy_rules", "unit": "kube-proxy.service"}
+    own = next((pod for pod in running["pods"] if (pod["node"], pod["kind"]) == (view["node"], NAME)), None)
+    if own:
+        checks.update(_checks_by_name(own["ip"], view))
+    checks.update(_ingress_checks(view))
+    if view["dual_stack"]:
+        same = _checks_of_family(
+            {
+                **running,
+                "pods": [{**pod, "ip": pod["ipv6"]} for pod in running["pods"]],
+                "service_ip": running["service_ipv6"],
+            },
+            {**view, "nodes": [{**node, "address": node["address_ipv6"]} for node in view["nodes"]]},
+        )
+        checks.update({f"{name}-ipv6": check for name, check in same.items() if check["type"] != "not_applicable"})
+        checks["service-name-ipv6"] = _name_check(running["service_ipv6"], "AAAA", view)
+        checks["proxy-rules-ipv6"] = {**checks["proxy-rules"], "family": "ip6"}
+    return checks
+
+
+def _checks_of_family(running: Mapping[str, Any], view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be reached by its address, in the family of the addresses that are given."""
     pods = {(pod["node"], pod["kind"]): pod for pod in running["pods"]}
     names = sorted(node["name"] for node in view["nodes"] if (node["name"], NAME) in pods)
     addresses = {node["name"]: node["address"] for node in view["nodes"]}
     others = [name for name in names if name != view["node"]]
-    service = f"{running['service_ip']}:{SERVICE_PORT}"
+    service = at(running["service_ip"], SERVICE_PORT)
     see_service = SEE_SERVICE.format(namespace=view["namespace"])
     checks: dict[str, Any] = {}
     for name in names:
         pod = pods[(name, NAME)]
-        checks[f"pod-on-{name}"] = _answers(f"{pod['ip']}:{PORT}", pod["name"], SEE_ROUTES)
+        checks[f"pod-on-{name}"] = _answers(at(pod["ip"], PORT), pod["name"], SEE_ROUTES)
         checks[f"node-port-on-{name}"] = {
             **_answers(
-                f"{addresses[name]}:{running['node_port']}", NAME, f"kube-proxy of {name}, or a firewall before it"
+                at(addresses[name], running["node_port"]), NAME, f"kube-proxy of {name}, or a firewall before it"
             ),
             "unit": "kube-proxy.service",
         }
         if view["host_port"]:
             checks[f"host-port-on-{name}"] = _answers(
-                f"{addresses[name]}:{view['host_port']}",
+                at(addresses[name], view["host_port"]),
                 pods[(name, NEIGHBOUR)]["name"],
                 f"the CNI plugin portmap of {name} (nft list table ip cni_hostport there), or a firewall before it",
             )
     if not view["host_port"]:
         checks["host-port"] = _not_applicable("verify_host_port is 0")
     checks["service"] = {**_answers(service, NAME, see_service), "unit": "kube-proxy.service"}
-    checks["service-name"] = {
+    own = pods.get((view["node"], NAME))
+    if own:
+        checks.update(_checks_from_pod(own, pods, others, service, see_service))
+    return checks
+
+
+def _name_check(expect: str, record: str, view: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "type": "dns",
         "server": view["dns_ip"],
         "name": view["service_name"],
-        "expect": running["service_ip"],
+        "record": record,
+        "expect": expect,
         "hint": f"the name server does not know this Service; {SEE_NAMES}",
     }
-    checks["proxy-rules"] = {"type": "proxy_rules", "unit": "kube-proxy.service"}
-    own = pods.get((view["node"], NAME))
-    if own:
-        checks.update(_checks_from_pod(own, pods, others, service, view, see_service))
-    checks.update(_ingress_checks(view))
+
+
+def _dial(own_ip: str, target: str, contains: str, hint: str) -> dict[str, Any]:
+    """Return the check that this node's pod reaches a target; it is asked to try by its own port."""
+    return {"type": "dial", "via": at(own_ip, PORT), "target": target, "contains": contains, "timeout": 5, "hint": hint}
+
+
+def _checks_by_name(own_ip: str, view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what this node's pod must reach by a name, or outside."""
+    target, see_names = (
+        f"{view['service_name']}:{SERVICE_PORT}",
+        f"resolv.conf of pods, or the name server; {SEE_NAMES}",
+    )
+    checks = {"pod-to-service-by-name": _dial(own_ip, target, NAME, see_names)}
+    for target in view["outside"]:
+        checks[f"pod-to-outside-{target}"] = _dial(
+            own_ip,
+            target,
+            "",
+            "packets that leave the pod network: nft list table ip plainkube_pods, routes, firewalls",
+        )
+    if not view["outside"]:
+        checks["pod-to-outside"] = _not_applicable("verify_outside is empty")
     return checks
 
 
@@ -227,28 +293,17 @@ def _checks_from_pod(
     pods: Mapping[tuple[str, str], Mapping[str, Any]],
     others: Sequence[str],
     service: str,
-    view: Mapping[str, Any],
     see_service: str,
 ) -> dict[str, Any]:
-    """Return what this node's pod must reach; it is asked to try by its own port."""
-
-    def dial(target: str, contains: str, hint: str) -> dict[str, Any]:
-        via = f"{own['ip']}:{PORT}"
-        return {"type": "dial", "via": via, "target": target, "contains": contains, "timeout": 5, "hint": hint}
-
-    neighbour = pods[(own["node"], NEIGHBOUR)]
+    """Return which other pods, and through the Service's address, this node's pod must reach."""
+    neighbour, see_bridge = pods[(own["node"], NEIGHBOUR)], "the bridge of this host's pods: ip link, sysctl net.bridge"
     checks = {
-        "pod-to-pod-same-host": dial(
-            f"{neighbour['ip']}:{PORT}", neighbour["name"], "the bridge of this host's pods: ip link, sysctl net.bridge"
-        ),
-        "pod-to-service": dial(service, NAME, see_service),
-        "pod-to-service-by-name": dial(
-            f"{view['service_name']}:{SERVICE_PORT}", NAME, f"resolv.conf of pods, or the name server; {SEE_NAMES}"
-        ),
+        "pod-to-pod-same-host": _dial(own["ip"], at(neighbour["ip"], PORT), neighbour["name"], see_bridge),
+        "pod-to-service": _dial(own["ip"], service, NAME, see_service),
     }
     for name in others:
         pod = pods[(name, NAME)]
-        checks[f"pod-to-pod-on-{name}"] = dial(f"{pod['ip']}:{PORT}", pod["name"], SEE_ROUTES)
+        checks[f"pod-to-pod-on-{name}"] = _dial(own["ip"], at(pod["ip"], PORT), pod["name"], SEE_ROUTES)
         checks[f"mtu-to-{name}"] = {
             "type": "unfragmented",
             "source": own["ip"],
@@ -258,12 +313,6 @@ def _checks_from_pod(
         }
     if not others:
         checks["pod-to-pod-other-host"] = checks["mtu"] = _not_applicable(ONE_NODE)
-    for target in view["outside"]:
-        checks[f"pod-to-outside-{target}"] = dial(
-            target, "", "packets that leave the pod network: nft list table ip plainkube_pods, routes, firewalls"
-        )
-    if not view["outside"]:
-        checks["pod-to-outside"] = _not_applicable("verify_outside is empty")
     return checks
 
 
@@ -294,7 +343,7 @@ def summary(host: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what was proven from a host, for people: how many checks passed, the rules, what does not apply."""
     passed = [result for result in results if result["state"] == "passed"]
     lines = [f"{host}: {number_of(len(passed), 'check')} of the workload passed"]
-    lines += [f"{result['name']}: {result['seen']}" for result in passed if result["name"] == "proxy-rules"]
+    lines += [f"{result['name']}: {result['seen']}" for result in passed if result["name"].startswith("proxy-rules")]
     lines += [
         f"{result['name']}: not applicable, {result['seen']}"
         for result in results

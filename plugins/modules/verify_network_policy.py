@@ -119,7 +119,7 @@ class Matrix:
         self.wait(lambda: [] if self.api.get(account) else ["it has no service account yet"])
         self.apply([*pods, policy_matrix.service(self.namespace, service)])
         self.wait(self.missing)
-        addresses = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in self.pods()}
+        addresses = {pod["metadata"]["name"]: [entry["ip"] for entry in pod["status"]["podIPs"]] for pod in self.pods()}
         api = self.api.get(RESOURCES["Service"].path("default", "kubernetes")) or {}
         outside = f"{api['spec']['clusterIP']}:{api['spec']['ports'][0]['port']}"
         # With the dot at its end the name is asked for as it is.

@@ -48,6 +48,10 @@ options:
     type: list
     elements: dict
     default: []
+  dual_stack:
+    description: Whether pods and the Service must have IPv6 addresses beside those of IPv4.
+    type: bool
+    default: false
   deadline:
     description: Seconds that each step may take.
     type: int
@@ -92,6 +96,7 @@ pods:
     name: {description: Name of the pod., type: str}
     node: {description: Node that it runs on., type: str}
     ip: {description: Its address., type: str}
+    ipv6: {description: "Its IPv6 address, empty if it has none.", type: str}
     kind: {description: "V(probe), which is behind the Service, or V(probe-neighbour).", type: str}
 node_port:
   description: Port of every node for the Service.
@@ -99,6 +104,10 @@ node_port:
   type: int
 service_ip:
   description: Address of the Service.
+  returned: state is running or proven
+  type: str
+service_ipv6:
+  description: Its IPv6 address, empty if it has none.
   returned: state is running or proven
   type: str
 """
@@ -121,17 +130,19 @@ except ImportError:
     HAS_KUBERNETES = False
 
 PAUSE_SECONDS = 0.3
+NOTHING: dict[str, Any] = {"pods": [], "service_ip": "", "service_ipv6": "", "node_port": 0}
 
 
 class Workload:
     """The workload in one cluster's API."""
 
-    def __init__(self, kubeconfig: str, namespace: str, deadline: int) -> None:
+    def __init__(self, kubeconfig: str, namespace: str, deadline: int, dual_stack: bool) -> None:
         self.api = config.new_client_from_config(kubeconfig)
         self.core = client.CoreV1Api(self.api)
         self.apps = client.AppsV1Api(self.api)
         self.networking = client.NetworkingV1Api(self.api)
         self.namespace = namespace
+        self.dual_stack = dual_stack
         self.deadline = time.monotonic() + deadline
 
     def wait(self, what: str) -> None:
@@ -179,10 +190,14 @@ class Workload:
                 return
             self.wait("it is still being removed")
 
+    def plain(self, item: Any) -> Any:
+        """Return something of the API as plain data, with the API's own names: the client's differ by its release."""
+        return self.api.sanitize_for_serialization(item)
+
     def node_objects(self) -> list[dict[str, Any]]:
         """Return all nodes as plain data."""
-        plain: list[dict[str, Any]] = self.api.sanitize_for_serialization(self.core.list_node().items)
-        return plain
+        nodes: list[dict[str, Any]] = self.plain(self.core.list_node().items)
+        return nodes
 
     def nodes(self) -> list[str]:
         """Return the names of all nodes."""
@@ -230,6 +245,7 @@ class Workload:
                     "kind": pod.metadata.labels[workload.NAME_LABEL],
                     "node": pod.spec.node_name,
                     "ip": pod.status.pod_ip,
+                    "ipv6": workload.ipv6_of([entry["ip"] for entry in self.plain(pod.status).get("podIPs", ())]),
                     "ready": conditions.get("Ready") == "True" and pod.metadata.deletion_timestamp is None,
                     "state": ", ".join(waiting) or pod.status.phase,
                 }
@@ -240,15 +256,25 @@ class Workload:
         """Return the pods once each node has a ready one."""
         while True:
             pods = self.pods()
-            missing = workload.missing_pods(self.nodes(), pods)
+            missing = workload.missing_pods(self.nodes(), pods, self.dual_stack)
             if not missing:
                 return pods
             self.wait("not every node runs its pod: " + "; ".join(missing))
 
-    def service(self) -> tuple[str, int]:
-        """Return the Service's address and its port on every node."""
+    def service(self) -> dict[str, Any]:
+        """Return the Service's addresses and its port on every node. Raises PlainkubeError without the wanted ones."""
         spec = self.core.read_namespaced_service(workload.NAME, self.namespace).spec
-        return str(spec.cluster_ip), int(spec.ports[0].node_port)
+        ipv6 = workload.ipv6_of(self.plain(spec).get("clusterIPs", ()))
+        if self.dual_stack and not ipv6:
+            raise PlainkubeError(
+                f"namespace {self.namespace}: the Service {workload.NAME} has no IPv6 address, though it asks for one; "
+                "see --service-cluster-ip-range of kube-apiserver on every control-plane host"
+            )
+        return {
+            "service_ip": str(spec.cluster_ip),
+            "service_ipv6": ipv6,
+            "node_port": int(spec.ports[0].node_port),
+        }
 
     def prove(self, pods: list[dict[str, Any]], service_ip: str) -> None:
         """Read the log of each pod of the Service, and run a command in each. Raises PlainkubeError."""
@@ -301,6 +327,7 @@ def main() -> None:
             "image": {"type": "str"},
             "host_port": {"type": "int", "default": 0},
             "ingress": {"type": "list", "elements": "dict", "default": []},
+            "dual_stack": {"type": "bool", "default": False},
             "deadline": {"type": "int", "default": 120},
             "maximum_age_hours": {"type": "int", "default": 0},
             "state": {"type": "str", "choices": ["running", "proven", "absent"], "default": "running"},
@@ -311,21 +338,21 @@ def main() -> None:
     if not HAS_KUBERNETES:
         module.fail_json(msg=missing_required_lib("kubernetes"))
     if module.check_mode:
-        module.exit_json(changed=False, proven=False, pods=[], service_ip="", node_port=0)
+        module.exit_json(changed=False, proven=False, **NOTHING)
     options = module.params
     try:
-        run = Workload(options["kubeconfig"], options["namespace"], options["deadline"])
+        run = Workload(options["kubeconfig"], options["namespace"], options["deadline"], options["dual_stack"])
         if options["state"] == "absent":
             run.remove()
             module.exit_json(changed=False)
         if options["state"] == "running":
             if run.still_proven(options["maximum_age_hours"]):
-                module.exit_json(changed=False, proven=True, pods=[], service_ip="", node_port=0)
+                module.exit_json(changed=False, proven=True, **NOTHING)
             run.create(options["image"], options["host_port"], options["ingress"])
         pods = run.wait_until_running()
-        service_ip, node_port = run.service()
+        service = run.service()
         if options["state"] == "proven":
-            run.prove(pods, service_ip)
+            run.prove(pods, service["service_ip"])
             run.note_proof()
     except PlainkubeError as error:
         module.fail_json(msg=str(error))
@@ -334,7 +361,7 @@ def main() -> None:
             msg=f"the API refused the workload in {options['namespace']}: {error.status} {error.reason}: {error.body}"
         )
     # The workload is gone again at the end of its proof, so nothing is called changed.
-    module.exit_json(changed=False, proven=False, pods=pods, service_ip=service_ip, node_port=node_port)
+    module.exit_json(changed=False, proven=False, pods=pods, **service)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from ansible_collections.plainkube.cluster.plugins.module_utils.checks import at
 
 MARK = f"pk{os.getpid()}"
 POD, ROUTER, OTHER = f"{MARK}-pod", f"{MARK}-router", f"{MARK}-other"
-SOURCE, TARGET, PORT = "198.51.100.2", "203.0.113.2", 8081
+PORT = 8081
+IPV4, IPV6 = ("198.51.100.2", "203.0.113.2"), ("2001:db8:1::2", "2001:db8:2::2")
 ECHO = (
     "import socket\n"
-    "server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
-    f"server.bind(('{TARGET}', {PORT}))\n"
+    # A socket that takes packets of both families.
+    "server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n"
+    f"server.bind(('::', {PORT}))\n"
     "print('ready', flush=True)\n"
     "while True:\n"
     "    data, client = server.recvfrom(2048)\n"
@@ -31,8 +33,8 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
-def in_router(*words: str) -> None:
-    subprocess.run(["ip", "netns", "exec", ROUTER, *words], check=True, capture_output=True, text=True)
+def inside(name: str, *words: str) -> None:
+    subprocess.run(["ip", "netns", "exec", name, *words], check=True, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -41,14 +43,22 @@ def network() -> Iterator[None]:
     try:
         for name in (POD, ROUTER, OTHER):
             ip("netns", "add", name)
-        for name, link, host, gateway in ((POD, "a", SOURCE, "198.51.100.1"), (OTHER, "b", TARGET, "203.0.113.1")):
+            # Nobody has to wait until the kernel knows its addresses to be its own.
+            inside(name, "sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+        for name, link in ((POD, "a"), (OTHER, "b")):
             ip("link", "add", f"{link}{MARK}", "netns", ROUTER, "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("-n", name, "address", "add", f"{host}/24", "dev", "eth0")
-            ip("-n", ROUTER, "address", "add", f"{gateway}/24", "dev", f"{link}{MARK}")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", ROUTER, "link", "set", f"{link}{MARK}", "up")
-            ip("-n", name, "route", "add", "default", "via", gateway)
-        in_router("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        for name, link, host, gateway in (
+            (POD, "a", f"{IPV4[0]}/24", "198.51.100.1/24"),
+            (OTHER, "b", f"{IPV4[1]}/24", "203.0.113.1/24"),
+            (POD, "a", f"{IPV6[0]}/64", "2001:db8:1::1/64"),
+            (OTHER, "b", f"{IPV6[1]}/64", "2001:db8:2::1/64"),
+        ):
+            ip("-n", name, "address", "add", host, "dev", "eth0")
+            ip("-n", ROUTER, "address", "add", gateway, "dev", f"{link}{MARK}")
+            ip("-n", name, "route", "add", "default", "via", gateway.partition("/")[0])
+        inside(ROUTER, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         command = ["ip", "netns", "exec", OTHER, sys.executable, "-c", ECHO]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
@@ -60,23 +70,26 @@ def network() -> Iterator[None]:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
-def check() -> tuple[bool, str]:
-    result = attempt({"type": "unfragmented", "source": SOURCE, "host": TARGET, "port": PORT, "timeout": 1})
+def check(addresses: tuple[str, str] = IPV4) -> tuple[bool, str]:
+    source, target = addresses
+    result = attempt({"type": "unfragmented", "source": source, "host": target, "port": PORT, "timeout": 1})
     return result.ok, result.seen
 
 
+@pytest.mark.parametrize("addresses", [IPV4, IPV6])
 @pytest.mark.usefixtures("network")
-def test_a_way_that_carries_the_pod_s_longest_packet_passes() -> None:
+def test_a_way_that_carries_the_pod_s_longest_packet_passes(addresses: tuple[str, str]) -> None:
     own = Path("/proc/thread-self/ns/net").readlink()
-    assert check() == (True, "1500 bytes arrive")
+    assert check(addresses) == (True, "1500 bytes arrive")
     # The check must leave this thread where it was.
     assert Path("/proc/thread-self/ns/net").readlink() == own
 
 
+@pytest.mark.parametrize("addresses", [IPV4, IPV6])
 @pytest.mark.usefixtures("network")
-def test_a_narrow_link_on_the_way_is_found_by_its_size() -> None:
+def test_a_narrow_link_on_the_way_is_found_by_its_size(addresses: tuple[str, str]) -> None:
     ip("-n", ROUTER, "link", "set", f"b{MARK}", "mtu", "1430")
-    ok, seen = check()
+    ok, seen = check(addresses)
     assert not ok
     assert seen.endswith("1420 bytes do arrive")
 
@@ -85,7 +98,7 @@ def test_a_narrow_link_on_the_way_is_found_by_its_size() -> None:
 def test_a_narrow_link_is_found_where_icmp_is_lost_too() -> None:
     ip("-n", ROUTER, "link", "set", f"b{MARK}", "mtu", "1430")
     rule = "table ip t { chain c { type filter hook output priority 0; icmp type destination-unreachable drop; }; }"
-    in_router("nft", rule)
+    inside(ROUTER, "nft", rule)
     assert check() == (False, "no answer in time; 1420 bytes do arrive")
 
 

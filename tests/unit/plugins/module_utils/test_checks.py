@@ -275,7 +275,7 @@ def test_dial_tells_a_pod_that_is_silent_from_a_way_that_is_closed(closed_port: 
 def test_dial_asks_the_pod_for_the_target(serve: Serve) -> None:
     via = serve(200, "").removeprefix("http://")
     result = attempt({"type": "dial", "via": via, "target": "[2001:db8::1]:80"})
-    assert "/dial?host=%5B2001%3Adb8%3A%3A1%5D&port=80&request=hostname&protocol=http&tries=1" in result.seen
+    assert "/dial?host=2001%3Adb8%3A%3A1&port=80&request=hostname&protocol=http&tries=1" in result.seen
 
 
 def test_what_does_not_apply_is_neither_passed_nor_failed() -> None:

@@ -12,8 +12,11 @@ SERVICE = "policy-server.x.svc.cluster.local"
 OUTSIDE = "10.96.0.1:443"
 
 
-def ways_on(nodes: list[str]) -> list[Way]:
-    addresses = {name: f"10.244.0.{number}" for number, name in enumerate(policy_matrix.actors(nodes), start=2)}
+def ways_on(nodes: list[str], *more: str) -> list[Way]:
+    addresses = {
+        name: [f"{network}{number}" for network in ("10.244.0.", *more)]
+        for number, name in enumerate(policy_matrix.actors(nodes), start=2)
+    }
     return policy_matrix.ways(nodes, addresses, SERVICE, OUTSIDE)
 
 
@@ -26,6 +29,17 @@ def test_two_nodes_play_and_the_rest_of_a_large_cluster_does_not() -> None:
 def test_on_two_nodes_both_are_tried_on_one_node_and_across() -> None:
     found = {(way.allowed, "same node" in way.words, "another node" in way.words) for way in ways_on(["a", "b"])}
     assert {(True, True, False), (True, False, True), (False, True, False), (False, False, True)} <= found
+
+
+def test_all_is_tried_over_both_families_of_addresses() -> None:
+    both = ways_on(["a", "b"], "fd00::")
+    over_ipv6 = [way for way in both if "over IPv6" in way.words]
+    assert len(both) == len(ways_on(["a", "b"])) + len(over_ipv6)
+    assert {(way.source, way.target, way.allowed) for way in over_ipv6} == {
+        (source, f"[fd00::{number}]:8080", source == "policy-friend")
+        for source in ("policy-friend", "policy-stranger")
+        for number in (2, 3)
+    }
 
 
 def test_on_one_node_friend_and_stranger_are_tried_there() -> None:

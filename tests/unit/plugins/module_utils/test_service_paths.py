@@ -159,6 +159,15 @@ def test_a_route_that_leads_elsewhere_is_named(address: str, route: dict[str, st
     assert any(says in line for line in found), found
 
 
+def test_a_route_of_ipv6_is_not_held_against_addresses_of_ipv4() -> None:
+    far = next(endpoint for endpoint in WEB["endpoints"] if endpoint["node"] == "node2")
+    view = {**WEB, "endpoints": [{**far, "address": "fd00:10:244::4"}]}
+    host = Host("node1", "192.0.2.11", NODES)
+    route = {"dst": "fd00:10:244::/64", "gateway": "2001:db8::12", "dev": "eth0"}
+    assert service_paths.differences(view, [], host, Facts({}, {"fd00:10:244::4": route})) == []
+    assert service_paths.differences(view, [], host, Facts({}, {"fd00:10:244::4": {**route, "dst": "default"}})) != []
+
+
 def test_tunnels_and_routers_are_ways_too() -> None:
     tunnel = {"dst": "10.244.0.0/24", "gateway": "10.244.0.0", "dev": "flannel.1"}
     assert wrong(WEB, Facts(FACTS.tables, {**ROUTES, "10.244.0.4": tunnel})) == []

@@ -117,13 +117,19 @@ def running(*nodes: str) -> dict[str, Any]:
         for number, node in enumerate(nodes)
         for last, kind in ((7, "probe"), (8, "probe-neighbour"))
     ]
-    return {"pods": pods, "service_ip": "10.96.0.9", "node_port": 31000}
+    for number, pod in enumerate(pods):
+        pod["ipv6"] = f"fd00::{number}"
+    return {"pods": pods, "service_ip": "10.96.0.9", "service_ipv6": "fd01::9", "node_port": 31000}
 
 
 VIEW: dict[str, Any] = {
     "node": "a",
-    "nodes": [{"name": "a", "address": "192.0.2.1"}, {"name": "b", "address": "192.0.2.2"}],
+    "nodes": [
+        {"name": "a", "address": "192.0.2.1", "address_ipv6": "2001:db8::1"},
+        {"name": "b", "address": "192.0.2.2", "address_ipv6": "2001:db8::2"},
+    ],
     "namespace": "proof",
+    "dual_stack": False,
     "service_name": "probe.proof.svc.cluster.local",
     "dns_ip": "10.96.0.10",
     "host_port": 29999,
@@ -171,8 +177,51 @@ def test_every_way_is_gone_from_every_host_and_from_its_pod() -> None:
     assert checks.faults_of(definitions) == []
 
 
+OVER_IPV6 = {
+    "pod-on-a-ipv6": "http://[fd00::0]:8080/hostname",
+    "pod-on-b-ipv6": "http://[fd00::2]:8080/hostname",
+    "node-port-on-a-ipv6": "http://[2001:db8::1]:31000/hostname",
+    "node-port-on-b-ipv6": "http://[2001:db8::2]:31000/hostname",
+    "host-port-on-a-ipv6": "http://[2001:db8::1]:29999/hostname",
+    "host-port-on-b-ipv6": "http://[2001:db8::2]:29999/hostname",
+    "service-ipv6": "http://[fd01::9]:80/hostname",
+    "service-name-ipv6": "probe.proof.svc.cluster.local",
+    "proxy-rules-ipv6": None,
+    "pod-to-pod-same-host-ipv6": "[fd00::1]:8080",
+    "pod-to-service-ipv6": "[fd01::9]:80",
+    "pod-to-pod-on-b-ipv6": "[fd00::2]:8080",
+    "mtu-to-b-ipv6": "fd00::2",
+}
+
+
+def test_what_has_addresses_of_ipv6_is_reached_by_them_too() -> None:
+    definitions = workload.workload_checks(running("a", "b"), {**VIEW, "dual_stack": True})
+    asked = ("url", "target", "host", "name")
+    found = {
+        name: next((definition[key] for key in asked if key in definition), None)
+        for name, definition in definitions.items()
+    }
+    assert found == {**PROVEN_FROM_A, **OVER_IPV6}
+    assert definitions["pod-to-pod-on-b-ipv6"]["via"] == "[fd00::0]:8080"
+    assert definitions["mtu-to-b-ipv6"]["source"] == "fd00::0"
+    assert definitions["service-name-ipv6"]["record"] == "AAAA"
+    assert definitions["service-name-ipv6"]["expect"] == "fd01::9"
+    assert definitions["proxy-rules-ipv6"]["family"] == "ip6"
+    assert checks.faults_of(definitions) == []
+    assert workload.missing_pods(["a"], [{**pod, "ready": True} for pod in running("a")["pods"]], True) == []
+
+
+def test_a_pod_without_an_ipv6_address_is_missing() -> None:
+    pods = [{**pod, "ready": True, "ipv6": ""} for pod in running("a")["pods"]]
+    assert workload.missing_pods(["a"], pods) == []
+    assert workload.missing_pods(["a"], pods, True) == [
+        "a: pod probe-a has no IPv6 address",
+        "a: pod probe-neighbour-a has no IPv6 address",
+    ]
+
+
 def test_each_check_says_where_to_look() -> None:
-    definitions = workload.workload_checks(running("a", "b"), VIEW)
+    definitions = workload.workload_checks(running("a", "b"), {**VIEW, "dual_stack": True})
     assert [name for name, item in definitions.items() if not item.get("hint") and item["type"] != "proxy_rules"] == []
 
 
