@@ -42,6 +42,7 @@ def description() -> dict[str, Any]:
                             "kubeconfig": "{{ cluster_admin_kubeconfig }}",
                             "network": NETWORK,
                             "address": "{{ plainkube_address }}",
+                            "families": "{{ cluster_pod_cidrs | length }}",
                             "ndots": "{{ plainkube_dns_ndots }}",
                             "connection": "{{ ansible_host | default(inventory_hostname) }}",
                             "port": "{{ ansible_port | default(22) }}",

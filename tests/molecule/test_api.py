@@ -102,8 +102,9 @@ def test_new_pods_get_the_wanted_dots_unless_they_say_them(
 
 
 def test_every_node_has_a_part_of_the_pod_network_of_its_own(api: client.ApiClient) -> None:
-    parts = [ipaddress.ip_network(node.spec.pod_cidr) for node in client.CoreV1Api(api).list_node().items]
-    assert not any(a.overlaps(b) for i, a in enumerate(parts) for b in parts[i + 1 :])
+    nodes = client.CoreV1Api(api).list_node().items
+    parts = [ipaddress.ip_network(network) for node in nodes for network in node.spec.pod_cidrs]
+    assert not any(a.version == b.version and a.overlaps(b) for i, a in enumerate(parts) for b in parts[i + 1 :])
 
 
 def test_etcd_has_every_member_and_they_agree(cluster: dict[str, Any]) -> None:

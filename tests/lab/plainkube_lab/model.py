@@ -42,11 +42,17 @@ class Node:
     memory: int = 4096
     cpus: int = 2
     forwards: tuple[Forward, ...] = ()
+    address_ipv6: str = ""
 
     @property
     def container(self) -> str:
         """Name of the node's container; its volumes start with it."""
         return f"plainkube-{self.lab}-{self.name}"
+
+    @property
+    def subnet_ipv6(self) -> str:
+        """The /64 of the node's IPv6 address."""
+        return str(ipaddress.IPv6Network(f"{self.address_ipv6}/64", strict=False))
 
     @property
     def known_hosts_name(self) -> str:
@@ -73,6 +79,11 @@ class Lab:
     def subnet(self) -> str:
         """The /24 that all containers' addresses are in; only for labs that have containers."""
         return str(ipaddress.IPv4Network(f"{self.of_kind('container')[0].address}/24", strict=False))
+
+    @property
+    def subnet_ipv6(self) -> str:
+        """The /64 that containers' IPv6 addresses are in, empty where none has one."""
+        return next((node.subnet_ipv6 for node in self.of_kind("container") if node.address_ipv6), "")
 
 
 def parse_inventory(data: dict[str, Any]) -> Lab:
@@ -121,6 +132,12 @@ def _parse_host(lab: str, host: str, variables: dict[str, Any]) -> tuple[Node | 
         ipaddress.IPv4Address(address)
     except ValueError:
         faults.append(f"{host}: ansible_host is {address!r}, not an IPv4 address")
+    address_ipv6 = str(variables.get("plainkube_address_ipv6", "")) if kind == "container" else ""
+    try:
+        ipaddress.IPv6Address(address_ipv6 or "::")
+    except ValueError:
+        faults.append(f"{host}: plainkube_address_ipv6 is {address_ipv6!r}, not an IPv6 address")
+        address_ipv6 = ""
     port = number("ansible_port", 22, 1, 65535)
     if kind == "vm" and (address != VM_ADDRESS or port == 22):
         faults.append(f"{host}: a virtual machine needs ansible_host {VM_ADDRESS} and an ansible_port other than 22")
@@ -149,6 +166,7 @@ def _parse_host(lab: str, host: str, variables: dict[str, Any]) -> tuple[Node | 
         memory=number("lab_memory", 4096, 256, 65536),
         cpus=number("lab_cpus", 2, 1, 64),
         forwards=tuple(forwards),
+        address_ipv6=address_ipv6,
     )
     return (None if faults else node), faults
 
@@ -172,4 +190,9 @@ def _conflicts(nodes: list[Node]) -> list[str]:
                     f"{node.name}: address {node.address} is not from {first} to {last},"
                     f" the network of {containers[0].name}"
                 )
+        networks = sorted({node.subnet_ipv6 for node in containers if node.address_ipv6})
+        if len(networks) > 1:
+            faults.append(
+                f"plainkube_address_ipv6 is in {', '.join(networks)}: give all containers one of the same /64"
+            )
     return faults

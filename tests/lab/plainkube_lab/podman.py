@@ -62,6 +62,7 @@ def run_arguments(node: Node, network: str, image: str, identity: Path, mirror: 
         "--memory", f"{node.memory}m", "--pids-limit", "16384",
         # A file mounted over /etc/hosts could not be replaced.
         "--no-hosts", "--network", network, "--ip", node.address,
+        *(["--ip6", node.address_ipv6] if node.address_ipv6 else []),
         # A restarted node keeps its hardware address: with a new one, neighbours talk to the old one for half a minute.
         "--mac-address", mac_address(node.address),
         "--volume", f"{identity}:/srv/plainkube-lab/identity.tar:ro",
@@ -81,7 +82,10 @@ def ensure_network(lab: Lab) -> None:
     if podman("network", "exists", lab.network, check=False).returncode == 0:
         return
     # Nodes then use this machine's name servers instead of one more service.
-    podman("network", "create", "--disable-dns", "--label", f"{LABEL}={lab.name}", "--subnet", lab.subnet, lab.network)
+    subnets = ["--subnet", lab.subnet]
+    if lab.subnet_ipv6:
+        subnets += ["--ipv6", "--subnet", lab.subnet_ipv6]
+    podman("network", "create", "--disable-dns", "--label", f"{LABEL}={lab.name}", *subnets, lab.network)
 
 
 def ensure_volumes(node: Node) -> None:

@@ -66,6 +66,7 @@ def test_reads_nodes_with_their_defaults_and_their_own_values() -> None:
         ({"ansible_host": "10.89.77.12"}, "node2: address 10.89.77.12 port 22 is used by node1 too"),
         ({"ansible_host": "10.89.78.11"}, "node2: address 10.89.77.12 is not from 10.89.78.2 to 10.89.78.254"),
         ({"ansible_host": "10.89.77.1"}, "node1: address 10.89.77.1 is not from 10.89.77.2 to 10.89.77.254"),
+        ({"plainkube_address_ipv6": "192.0.2.1"}, "node1: plainkube_address_ipv6 is '192.0.2.1', not an IPv6 address"),
     ],
 )
 def test_a_wrong_inventory_is_refused_with_words(variables: dict[str, Any], message: str) -> None:
@@ -73,6 +74,22 @@ def test_a_wrong_inventory_is_refused_with_words(variables: dict[str, Any], mess
     with pytest.raises(LabError) as error:
         parse_inventory(inventory(node1=node1, node2={"ansible_host": "10.89.77.12"}))
     assert message in str(error.value)
+
+
+def test_containers_with_ipv6_are_in_one_network() -> None:
+    hosts = {
+        "node1": {"ansible_host": "10.89.77.11", "plainkube_address_ipv6": "fd00:89::11"},
+        "node2": {"ansible_host": "10.89.77.12", "plainkube_address_ipv6": "fd00:89::12"},
+        "edge": {"ansible_host": "10.89.77.13"},
+    }
+    lab = parse_inventory(inventory(**hosts))
+    assert lab.subnet_ipv6 == "fd00:89::/64"
+    assert Lab("one", (CONTAINER,)).subnet_ipv6 == ""
+    options = {node.name: podman.run_arguments(node, lab.network, "i", LAB, LAB) for node in lab.nodes}
+    assert {name: "--ip6" in words for name, words in options.items()} == {"node1": True, "node2": True, "edge": False}
+    hosts["node2"]["plainkube_address_ipv6"] = "fd00:90::12"
+    with pytest.raises(LabError, match=r"is in fd00:89::/64, fd00:90::/64: give all containers one of the same /64"):
+        parse_inventory(inventory(**hosts))
 
 
 def test_all_faults_are_named_at_once() -> None:
