@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -23,6 +25,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_backup import repository_of
 from ansible_collections.plainkube.cluster.plugins.module_utils.etcd_backup_io import lease_id
 from etcd_servers import CACHE, CHECKOUT, V3_7, EtcdServers, binaries, cluster, free_ports, promtool, wait_until
 from jinja2 import Environment
@@ -30,6 +33,7 @@ from jinja2 import Environment
 ROLE = CHECKOUT / "roles" / "etcd_backup"
 PASSWORD = "the password of the repository"
 S3_KEY, S3_SECRET = "the-key-of-the-store", "the-secret-of-the-store"
+REST_PASSWORD = "the-password-of-the-server"
 NAME = "east"
 
 
@@ -169,12 +173,18 @@ class Host:
 
     def restic(self, *arguments: str, folder: Path | None = None) -> str:
         """Run restic by hand, as an operator would."""
-        done = subprocess.run(
+        done = self.by_hand(*arguments, folder=folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def by_hand(self, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run restic by hand, whatever comes of it."""
+        return subprocess.run(
             ["restic", *arguments],
             cwd=folder,
             env={
                 "PATH": os.environ["PATH"],
-                "RESTIC_REPOSITORY": self.repository,
+                "RESTIC_REPOSITORY": repository_of({"RESTIC_REPOSITORY": self.repository, **self.environment}),
                 "RESTIC_PASSWORD": self.password,
                 "RESTIC_CACHE_DIR": str(self.folder / "cache"),
                 **self.environment,
@@ -183,8 +193,6 @@ class Host:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -597,26 +605,31 @@ def test_a_backup_that_was_ended_leaves_a_note_and_nothing_else(host: Host, serv
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run an S3 server and return the address of a repository in a bucket of it."""
     folder = tmp_path_factory.mktemp("s3")
-    found = list((CACHE / "mirror" / "versitygw").glob("*/linux/*/versitygw"))
-    if not found:
-        command = [sys.executable, str(CHECKOUT / "tools" / "artifacts"), "fill", "--only", "versitygw"]
-        subprocess.run(command, check=True, cwd=CHECKOUT)
-        found = list((CACHE / "mirror" / "versitygw").glob("*/linux/*/versitygw"))
-    server = folder / "versitygw"
-    shutil.copy(found[0], server)
-    server.chmod(0o755)
     (folder / "data").mkdir()
     (port,) = free_ports(1)
+    words = ["--port", f"127.0.0.1:{port}", "posix", str(folder / "data")]
+    with storage("versitygw", folder, port, words, {"ROOT_ACCESS_KEY": S3_KEY, "ROOT_SECRET_KEY": S3_SECRET}):
+        yield f"s3:http://127.0.0.1:{port}/backups/etcd"
+
+
+@contextlib.contextmanager
+def storage(name: str, folder: Path, port: int, words: list[str], secrets: dict[str, str]) -> Iterator[None]:
+    """Run a server that keeps backups, of the mirror, which gets it when it is wanted for the first time."""
+    found = list((CACHE / "mirror" / name).glob(f"*/linux/*/{name}"))
+    if not found:
+        command = [sys.executable, str(CHECKOUT / "tools" / "artifacts"), "fill", "--only", name]
+        subprocess.run(command, check=True, cwd=CHECKOUT)
+        found = list((CACHE / "mirror" / name).glob(f"*/linux/*/{name}"))
+    server = folder / name
+    shutil.copy(found[0], server)
+    server.chmod(0o755)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [str(server), "--port", f"127.0.0.1:{port}", "posix", str(folder / "data")],
-            env={"PATH": os.environ["PATH"], "ROOT_ACCESS_KEY": S3_KEY, "ROOT_SECRET_KEY": S3_SECRET},
-            stdout=log,
-            stderr=log,
+            [str(server), *words], env={"PATH": os.environ["PATH"], **secrets}, stdout=log, stderr=log
         )
     try:
-        wait_until(lambda: _listens(port), "the S3 server listens")
-        yield f"s3:http://127.0.0.1:{port}/backups/etcd"
+        wait_until(lambda: _listens(port), f"{name} listens")
+        yield
     finally:
         process.terminate()
         process.wait()
@@ -657,6 +670,49 @@ def test_s3_takes_backups_and_gives_them_back_and_no_secret_is_seen(
         path for path in (tmp_path / "e1").rglob("*") if path.is_file() and path.name not in ("environment", "password")
     ]
     assert not [path for path in kept if S3_SECRET.encode() in path.read_bytes()]
+
+
+# A server that lets hosts append and nothing else
+
+
+@pytest.fixture
+def rest(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Run restic's own server with one user, and return what a host needs to use it."""
+    folder = tmp_path / "rest"
+    (folder / "data").mkdir(parents=True)
+    hashed = base64.b64encode(hashlib.sha1(REST_PASSWORD.encode(), usedforsecurity=False).digest()).decode()
+    (folder / "users").write_text(f"east:{{SHA}}{hashed}\n")
+    (port,) = free_ports(1)
+    words = ["--append-only", f"--listen=127.0.0.1:{port}", f"--path={folder}/data", f"--htpasswd-file={folder}/users"]
+    with storage("rest-server", folder, port, words, {}):
+        yield {
+            "repository": f"rest:http://127.0.0.1:{port}/etcd",
+            "environment": {"RESTIC_REST_USERNAME": "east", "RESTIC_REST_PASSWORD": REST_PASSWORD},
+        }
+
+
+def test_a_server_that_only_appends_takes_backups_and_keeps_them_all(
+    program: Path, servers: EtcdServers, tmp_path: Path, rest: dict[str, Any]
+) -> None:
+    host = Host(program, tmp_path / "e1", servers, settings={"keep": {}}, **rest)
+    said = host.good("init")
+    for number in range(2):
+        servers.put("/registry/a", f"appended {number}")
+        said += host.good("backup", "--now")
+    said += host.good("rehearse") + host.good("check") + host.good("fetch", "--to", str(tmp_path / "out/etcd.db"))
+    assert len(host.listed()) == 2
+
+    # Whoever has a host has its password too, and still cannot take a backup away.
+    newest = host.listed()[0]["id"]
+    removed = host.by_hand("forget", newest)
+    assert removed.returncode or "403" in removed.stderr
+    # With rules that the hosts are to keep themselves, the backup is stored and the fault is said.
+    host.settings["keep"] = {"last": 1}
+    servers.put("/registry/a", "appended again")
+    told = host.run("backup", "--now")
+    assert "but old snapshots could not be forgotten" in told.stdout + told.stderr
+    assert len(host.listed()) == 3
+    assert REST_PASSWORD not in said + told.stdout + told.stderr
 
 
 # sftp

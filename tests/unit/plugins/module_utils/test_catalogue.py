@@ -27,8 +27,8 @@ EVERYTHING = [
 ]
 
 
-# Their publishers serve no checksums. No cluster installs versitygw: tests need it.
-BUILT_ONLY = {"flannel", "versitygw"}
+# Their publishers serve no checksums. No cluster installs the last two: tests need them.
+BUILT_ONLY = {"flannel", "rest-server", "versitygw"}
 
 
 # No Go module of it can be had.
