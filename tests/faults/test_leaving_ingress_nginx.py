@@ -25,6 +25,7 @@ from ingress_processes import program as found_program
 
 OLD_HOST, NEW_HOST, EDGE = "alpha", "beta", "front"
 OLD_CLASS, OWN_CLASS = "nginx", "traefik"
+OWN_NAME = f"own.{NAME}"
 PODS_PORT = 8081
 MORE_REPLICAS = 6
 # Requests by which it is seen who answers.
@@ -53,16 +54,22 @@ STAND_IN_SERVER = "  server {{ listen 80; server_name {name}; location {path} {{
 
 
 class Leaving(Cluster):
-    """The application, with an Ingress whose class says who serves it."""
-
-    ingress_class = OLD_CLASS
+    """The application, with Ingresses whose class says who serves them; TLS ends at the edge."""
 
     def add_route(self, name: str) -> None:
-        """Add an Ingress of the present class; TLS ends at the edge."""
+        """Add an Ingress of the old class."""
+        self._route(name, OLD_CLASS, name)
+
+    def add_own_route(self) -> None:
+        """Add an Ingress of Traefik's own class beside the old one, with a name by which it is seen to be served."""
+        self._route(OWN_NAME, OWN_CLASS, NAME, OWN_NAME)
+
+    def _route(self, title: str, ingress_class: str, *names: str) -> None:
         backend = {"service": {"name": "app", "port": {"name": "http"}}}
-        rule = {"host": name, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}
-        spec = {"ingressClassName": self.ingress_class, "rules": [rule]}
-        self._apply("networking.k8s.io/v1", "Ingress", name, spec=spec)
+        paths = {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}
+        rules = [{"host": name, "http": paths} for name in names]
+        spec = {"ingressClassName": ingress_class, "rules": rules}
+        self._apply("networking.k8s.io/v1", "Ingress", title, spec=spec)
 
     def stand_in(self) -> str:
         """Return nginx's configuration for all Ingresses of the old class."""
@@ -183,14 +190,17 @@ def test_an_old_controller_is_left_and_taken_back_without_a_lost_request(
             assert bool(answered["old"]) == bool(old), answered
             assert bool(answered["new"]) == bool(new), answered
             assert answered["new"] < ASKED / 2 or new == 100, answered
-        # 6. Traefik alone, as the API says who is ready, with a class of its own.
-        run.phase("the cluster's ingress hosts")
-        move.turn(move.services())
+        # Traefik alone, asked whether it is well.
+        run.phase("the inventory's ingress hosts")
+        move.turn(move.services(backends="inventory_ingress"))
         assert move.answered() == {"new": ASKED}
+        # 6. A class of Traefik's own: first the new Ingress, then the old one goes.
         run.phase("Traefik's own class")
-        cluster.ingress_class = OWN_CLASS
-        cluster.add_route(NAME)
-        time.sleep(3 * STEADY_SECONDS)
+        cluster.add_own_route()
+        wait_for("Traefik serves the new Ingress", lambda: status_of(f"http://{move.new}:80", OWN_NAME) == 200, 60)
+        cluster.remove_route(NAME)
+        # Longer than Traefik takes to see it.
+        time.sleep(2 * STEADY_SECONDS)
         figures = run.stop()
     print(json.dumps(figures))
     assert move.answered() == {"new": ASKED}
