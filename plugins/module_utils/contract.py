@@ -146,9 +146,9 @@ class Family:
         return f"{PREFIX}{name}{self.suffix}"
 
     def address(self, value: Any) -> Address | None:
-        """Return an address, None if it is none of this family."""
+        """Return an address, None if it is none of this family; one with a link behind % is none for other hosts."""
         try:
-            return self.parse_address(str(value))
+            return None if "%" in str(value) else self.parse_address(str(value))
         except ValueError:
             return None
 

@@ -489,6 +489,7 @@ def test_wrong_networks_of_ipv6_are_named(shared: dict[str, Any], variable: str,
     [
         ("", "a: plainkube_address_ipv6: found nothing, and plainkube_pod_cidr_ipv6 set"),
         ("192.0.2.1", 'a: plainkube_address_ipv6: found "192.0.2.1"; wanted an IPv6 address'),
+        ("2001:db8::1%eth0", 'a: plainkube_address_ipv6: found "2001:db8::1%eth0"; wanted an IPv6 address'),
         ("fe80::1", "a: plainkube_address_ipv6: found fe80::1; wanted an address that other hosts can reach"),
         ("2001:db8::2", "a, b: plainkube_address_ipv6: found 2001:db8::2 on 2 hosts"),
     ],
