@@ -536,6 +536,15 @@ def read_manifest(path: str) -> dict[str, Any]:
     return found
 
 
+def revision_of(member: str) -> int:
+    """Return the revision of the database of a member that does not run, 0 if there is none or it is damaged."""
+    try:
+        with open_database(f"{member}/{MEMBER_DATABASE}") as database:
+            return database.revision
+    except (DamagedDatabase, OSError):
+        return 0
+
+
 def has_data(member: str) -> bool:
     """Return whether there is a database that a member would start with."""
     return Path(member, MEMBER_DATABASE).is_file()

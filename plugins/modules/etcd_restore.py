@@ -214,11 +214,12 @@ finished:
   returned: always
   type: str
   sample: restore-2026-11-21
-can_undo:
-  description: Whether the data that the restore RV(finished) kept is still there.
-  returned: always
-  type: bool
-  sample: true
+kept_revision:
+  description:
+    - The revision of the data that the restore RV(finished) kept. 0 if that is not there any more, or is damaged.
+  returned: with V(known)
+  type: int
+  sample: 4711
 raw:
   description: Whether the file is a copy of the database alone, to be restored with O(raw).
   returned: with V(salvaged), not in check mode
@@ -352,12 +353,10 @@ class Restore:
         journal, places = self.journal, self.places
         if journal:
             places = self.places_of(journal.token)
-        finished = journal.latest_finished if journal else ""
         self.answer.update(
             phase=journal.phase if journal else "",
             token=journal.token if journal else "",
-            finished=finished,
-            can_undo=bool(finished) and io.has_data(self.places_of(finished).kept_member),
+            finished=journal.latest_finished if journal else "",
             has_data=io.has_data(places.live_member),
             running=io.in_use(io.database_path(places)),
             restored_revision=journal.revision if journal else 0,
@@ -368,7 +367,8 @@ class Restore:
     # What each state does
 
     def state_known(self) -> None:
-        pass
+        finished = self.journal.latest_finished if self.journal else ""
+        self.answer["kept_revision"] = io.revision_of(self.places_of(finished).kept_member) if finished else 0
 
     def state_proven(self) -> None:
         proven = self.prove()

@@ -503,7 +503,7 @@ def test_a_finished_restore_is_undone_by_another_one(version: str, tmp_path: Pat
         first.all("finished")
         newest = servers.put("/registry/since", "lost by the undo")
         known = first.all("known")
-        assert {(answer["finished"], answer["can_undo"]) for answer in known} == {("t1", True)}
+        assert {(answer["finished"], answer["kept_revision"] > 0) for answer in known} == {("t1", True)}
         assert "which would go back" in refusal(first.step(servers.member(0), "rolled_back"))
 
         # While everything runs
@@ -515,7 +515,7 @@ def test_a_finished_restore_is_undone_by_another_one(version: str, tmp_path: Pat
         undo.all("staged")
         known = undo.all("known")
         # Staged, or rolled back: it is still the first that can be undone.
-        assert {(answer["phase"], answer["finished"], answer["can_undo"]) for answer in known} == {
+        assert {(answer["phase"], answer["finished"], answer["kept_revision"] > 0) for answer in known} == {
             ("staged", "t1", True)
         }
         seen = tmp_path / "seen"
@@ -537,7 +537,7 @@ def test_a_finished_restore_is_undone_by_another_one(version: str, tmp_path: Pat
         }
         assert servers.put("/registry/again", "x") > newest + BUMP
         known = undo.all("known")
-        assert {(answer["finished"], answer["can_undo"]) for answer in known} == {("undo-1", True)}
+        assert {(answer["finished"], answer["kept_revision"] > 0) for answer in known} == {("undo-1", True)}
 
 
 def test_an_alarm_for_space_does_not_come_back(tmp_path: Path) -> None:
