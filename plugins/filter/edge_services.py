@@ -42,7 +42,8 @@ RETURN = r"""
 _value:
   description:
     - The services with all their keys; beside them C(mode) of haproxy, C(listener) (address, port and process),
-      C(dynamic) (whether servers follow the cluster), C(servers) (name, address and port of those that do not),
+      C(dynamic) (whether servers follow the cluster), C(servers) (name, address and port of those that
+      the inventory names; what follows the cluster begins with them),
       C(watched) (what the unit edge-backends has to know) and the C(path) of each certificate on the host.
   type: list
   elements: dict

@@ -28,7 +28,11 @@ SERVICE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/[a-z]([a-z0-9-]{0,61}[
 # What the names of frontends and servers that haproxy has anyway would clash with.
 RESERVED_NAMES = ("metrics",)
 DYNAMIC = ("cluster_ingress", "cluster_service")
-INVENTORY_LISTS = {"inventory_ingress": "ingress", "inventory_control_plane": "control_plane"}
+INVENTORY_LISTS = {
+    "cluster_ingress": "ingress",
+    "inventory_ingress": "ingress",
+    "inventory_control_plane": "control_plane",
+}
 OF_INGRESS = ("cluster_ingress", "inventory_ingress")
 PORTS = range(1, 65536)
 
@@ -77,7 +81,10 @@ def completed(service: Service, api_port: int) -> dict[str, Any]:
 def services(
     given: Sequence[Service], topology: Mapping[str, Sequence[Mapping[str, str]]], api_port: int
 ) -> list[dict[str, Any]]:
-    """Return all services completed, with the servers that the inventory names."""
+    """Return all services completed, with the servers that the inventory names.
+
+    A service that follows the cluster's ingress hosts begins with those.
+    """
     return [
         {**service, "servers": list(_servers(service, topology)), "watched": watched(service)}
         for service in (completed(item, api_port) for item in given)

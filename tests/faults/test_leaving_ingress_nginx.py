@@ -190,9 +190,9 @@ def test_an_old_controller_is_left_and_taken_back_without_a_lost_request(
             assert bool(answered["old"]) == bool(old), answered
             assert bool(answered["new"]) == bool(new), answered
             assert answered["new"] < ASKED / 2 or new == 100, answered
-        # Traefik alone, asked whether it is well.
-        run.phase("the inventory's ingress hosts")
-        move.turn(move.services(backends="inventory_ingress"))
+        # Traefik alone, as the API says who is ready.
+        run.phase("the cluster's ingress hosts")
+        move.turn(move.services())
         assert move.answered() == {"new": ASKED}
         # 6. A class of Traefik's own: first the new Ingress, then the old one goes.
         run.phase("Traefik's own class")

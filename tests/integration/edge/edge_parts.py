@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from pathlib import Path
@@ -138,10 +138,18 @@ class Backend(Process):
 class Edge:
     """haproxy and edge-backends as the role makes them, with places of their own."""
 
-    def __init__(self, folder: Path, services: list[dict[str, Any]], control_plane: list[str], api_port: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        services: list[dict[str, Any]],
+        control_plane: list[str],
+        api_port: int,
+        ingress: Sequence[str] = (),
+    ) -> None:
         self.folder, self.port = folder, services[0]["port"]
         self.hosts = [{"name": f"c{number}", "address": address} for number, address in enumerate(control_plane)]
-        self.services = edge.services(services, {"control_plane": self.hosts}, api_port)
+        ingress_hosts = [{"name": f"i{number}", "address": address} for number, address in enumerate(ingress)]
+        self.services = edge.services(services, {"control_plane": self.hosts, "ingress": ingress_hosts}, api_port)
         self.configuration = folder / "haproxy.cfg"
         self.socket = folder / "admin.sock"
         self.metrics_port = free_port()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import urllib.request
@@ -149,6 +150,42 @@ def test_a_reload_loses_nothing_and_keeps_the_servers(shop: Shop) -> None:
             shop.edge.reload()
             load.wait_for_more(100)
     assert lost(load) == {"failed": [], "cut": []}
+
+
+def test_a_service_that_comes_to_follow_the_ingress_hosts_begins_with_them(
+    tmp_path: Path, identities: Identities
+) -> None:
+    backends = [Backend(tmp_path, f"b{number}", f"127.0.1.{number}", BACKEND_PORT) for number in (1, 2)]
+    addresses = [backend.address for backend in backends]
+    service = {"name": "web", "kind": "http", "port": free_port(), "address": "127.0.0.1", "backend_port": BACKEND_PORT}
+    service.update(check_port=BACKEND_PORT, check_path="/")
+    listed = Edge(tmp_path, [{**service, "backends": "addresses", "addresses": addresses}], [], 6443)
+    following = Edge(tmp_path, [service], [], 6443, ingress=addresses)
+    following.metrics_port = listed.metrics_port
+    nowhere = {"servers": [], "ca": "", "certificate": "", "key": "", "services": ["web"], "backends": []}
+    places = {"socket": str(listed.socket), "status_file": "", "state_file": str(tmp_path / "servers.state")}
+    (tmp_path / "backends.json").write_text(json.dumps({**nowhere, **places}), encoding="utf-8")
+    try:
+        listed.write_configuration()
+        listed.start()
+        with Load("127.0.0.1", listed.port) as load:
+            load.wait_for_more(100)
+            # Nothing fills slots here: what edge-backends has not looked at yet must serve already.
+            following.write_configuration()
+            listed.reload()
+            load.wait_for_more(200)
+        assert lost(load) == {"failed": [], "cut": []}
+        assert set(load.served) == {"b1", "b2"}
+        # What the slots came to hold meanwhile is stronger than the inventory.
+        following.tell("set server web/slot1 state maint")
+        listed.reload()
+        with Load("127.0.0.1", listed.port) as load:
+            load.wait_for_more(50)
+        assert (lost(load), set(load.served)) == ({"failed": [], "cut": []}, {"b2"})
+    finally:
+        listed.end()
+        for backend in backends:
+            backend.end()
 
 
 def test_a_restart_begins_with_the_last_servers(shop: Shop) -> None:

@@ -137,7 +137,11 @@ def test_what_is_left_out_is_filled_in(service: dict[str, Any], wanted: list[Any
 @pytest.mark.parametrize(
     ("service", "servers"),
     [
-        (HTTP, []),
+        (SHOP, []),
+        (
+            HTTP,
+            [{"name": "a", "address": "192.0.2.1", "port": 80}, {"name": "b", "address": "192.0.2.2", "port": 80}],
+        ),
         (API, [{"name": "c", "address": "192.0.2.3", "port": 6443}]),
         (TCP, [{"name": "server1", "address": "192.0.2.8", "port": 25}]),
         (
